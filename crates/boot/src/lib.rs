@@ -1,0 +1,1 @@
+//! How a guest starts: bzImage, ELF with PVH, ACPI and SMBIOS tables, initial registers

@@ -1,0 +1,1 @@
+//! What a virtual machine is: plain, validated types

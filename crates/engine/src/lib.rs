@@ -1,0 +1,1 @@
+//! What a CPU engine is: vCPUs, exits as data, interrupts in, kicks

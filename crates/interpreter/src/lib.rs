@@ -1,0 +1,1 @@
+//! The reference CPU engine: x86 in software, every mode

@@ -1,0 +1,1 @@
+//! The local APIC in software, for engines whose host has none

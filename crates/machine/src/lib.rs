@@ -1,0 +1,1 @@
+//! Config to board: vCPU threads, lifecycle, save and restore

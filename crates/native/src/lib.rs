@@ -1,0 +1,1 @@
+//! Runs single data instructions on the host CPU: the host is the specification
