@@ -1,1 +1,9 @@
-//! The PC's chips: PIC, PIT, IOAPIC, HPET, RTC, ACPI power management, UART, i8042
+//! The PC's chips: PIC, PIT, IOAPIC, HPET, RTC, ACPI power management, UART, i8042.
+//!
+//! One module per chip. Each is handed its wires when it is made and knows neither an interrupt
+//! number nor a vCPU; what connects to what is decided where the board is put together.
+#![forbid(unsafe_code)]
+
+mod power;
+
+pub use power::{PowerControl, PowerRequest};
