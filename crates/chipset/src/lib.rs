@@ -4,6 +4,11 @@
 //! number nor a vCPU; what connects to what is decided where the board is put together.
 #![forbid(unsafe_code)]
 
+mod bytewise;
+pub mod pic;
 mod power;
+#[cfg(test)]
+mod testing;
 
+pub use pic::Pic;
 pub use power::{PowerControl, PowerRequest};
