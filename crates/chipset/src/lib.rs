@@ -5,10 +5,14 @@
 #![forbid(unsafe_code)]
 
 mod bytewise;
+pub mod i8042;
 pub mod pic;
+pub mod ports;
 mod power;
 #[cfg(test)]
 mod testing;
+pub mod uart;
 
 pub use pic::Pic;
 pub use power::{PowerControl, PowerRequest};
+pub use uart::{Uart, UartWires};
