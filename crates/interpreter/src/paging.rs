@@ -1,0 +1,344 @@
+//! Page walks in all formats: 32-bit, PAE, four and five levels (SDM vol. 3, chapter 5).
+
+use crate::cpu::{Cpu, Result};
+use memory::Kind;
+use x86::paging::{Entry, FaultCode};
+use x86::{Cr0, Cr4, Efer, Exception, Rflags, Vector};
+
+/// Width of guest-physical addresses, as CPUID leaf 0x8000_0008 shows it.
+pub(crate) const PHYSICAL_BITS: u32 = 46;
+const ADDRESS: u64 = (1 << PHYSICAL_BITS) - 1 & !0xfff;
+/// Address bits of an entry that must be 0.
+const RESERVED_ADDRESS: u64 = (1 << 52) - 1 & !((1 << PHYSICAL_BITS) - 1);
+
+/// What an access wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Intent {
+    /// Data read.
+    Read,
+    /// Data written, or read and written.
+    Write,
+    /// An instruction fetch.
+    Fetch,
+}
+
+/// Who makes an access, as far as permissions care.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Privilege {
+    /// Code at CPL 3.
+    User,
+    /// Code at CPL 0 to 2; SMAP as RFLAGS.AC says.
+    Supervisor,
+    /// The CPU itself: descriptor tables, TSS, interrupt stacks. SMAP applies whatever AC is.
+    Implicit,
+}
+
+/// What a walk found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mapping {
+    /// The guest-physical address.
+    pub(crate) gpa: u64,
+    /// Whether the page may be written without another walk: by the intent's privilege, and it is
+    /// dirty already.
+    pub(crate) writable: bool,
+    /// Whether user mode may access it.
+    pub(crate) user: bool,
+    /// Whether it stays over CR3 writes.
+    pub(crate) global: bool,
+}
+
+/// How the current page tables are laid out.
+struct Format {
+    /// Linear-address bits that index the first level, and where they begin.
+    top_shift: u32,
+    /// Bits of an index: 10 in the 32-bit format, else 9.
+    index_bits: u32,
+    /// Bytes of an entry.
+    entry_bytes: u64,
+}
+
+/// Rights gathered on the way down, and what the last entry maps.
+struct Leaf {
+    entry: Entry,
+    address: u64,
+    shift: u32,
+    rights: Entry,
+}
+
+/// Why a walk ends early.
+enum Stop {
+    NotPresent,
+    Reserved,
+}
+
+impl Cpu {
+    /// Translates `linear`, sets accessed and dirty bits, and checks permissions.
+    ///
+    /// # Errors
+    /// #PF, with CR2 as its payload.
+    pub(crate) fn walk(&mut self, linear: u64, intent: Intent, by: Privilege) -> Result<Mapping> {
+        if !self.cr0.contains(Cr0::PG) {
+            let gpa = linear & 0xffff_ffff;
+            return Ok(Mapping {
+                gpa,
+                writable: true,
+                user: true,
+                global: false,
+            });
+        }
+        let leaf = match self.find_leaf(linear, true) {
+            Ok(leaf) => leaf,
+            Err(Stop::NotPresent) => {
+                return self.page_fault(linear, intent, by, FaultCode::empty());
+            }
+            Err(Stop::Reserved) => {
+                let code = FaultCode::PROTECTION | FaultCode::RESERVED;
+                return self.page_fault(linear, intent, by, code);
+            }
+        };
+        let user_page = leaf.rights.contains(Entry::USER);
+        let writable = self.may_write(leaf.rights, by);
+        if !self.permits(&leaf.rights, intent, by) {
+            return self.page_fault(linear, intent, by, FaultCode::PROTECTION);
+        }
+        let mut dirty = leaf.entry.contains(Entry::DIRTY);
+        let wanted = if intent == Intent::Write {
+            dirty = true;
+            Entry::ACCESSED | Entry::DIRTY
+        } else {
+            Entry::ACCESSED
+        };
+        if !leaf.entry.contains(wanted) {
+            self.set_entry_bits(leaf.address, wanted);
+        }
+        let within = (1u64 << leaf.shift) - 1;
+        Ok(Mapping {
+            gpa: page_address(leaf.entry, leaf.shift) & !within | linear & within,
+            writable: writable && dirty,
+            user: user_page,
+            global: leaf.entry.contains(Entry::GLOBAL) && self.cr4.contains(Cr4::PGE),
+        })
+    }
+
+    /// Translates `linear` for a debugger: nothing is set, no permission is asked for.
+    pub(crate) fn peek(&self, linear: u64) -> Option<u64> {
+        if !self.cr0.contains(Cr0::PG) {
+            return Some(linear & 0xffff_ffff);
+        }
+        let leaf = self.find_leaf(linear, false).ok()?;
+        let within = (1u64 << leaf.shift) - 1;
+        Some(page_address(leaf.entry, leaf.shift) & !within | linear & within)
+    }
+
+    fn format(&self) -> Format {
+        let (top_shift, index_bits, entry_bytes) =
+            if self.cr4.contains(Cr4::LA57) && self.long_mode() {
+                (48, 9, 8)
+            } else if self.long_mode() {
+                (39, 9, 8)
+            } else if self.cr4.contains(Cr4::PAE) {
+                // The PDPTEs are registers: the walk begins at the page directory.
+                (21, 9, 8)
+            } else {
+                (22, 10, 4)
+            };
+        Format {
+            top_shift,
+            index_bits,
+            entry_bytes,
+        }
+    }
+
+    /// Goes down to the entry that maps `linear`. With `mark`, sets accessed bits of the tables.
+    fn find_leaf(&self, linear: u64, mark: bool) -> std::result::Result<Leaf, Stop> {
+        let format = self.format();
+        let legacy_pae = format.top_shift == 21;
+        let mut table = if legacy_pae {
+            let pdpte = self.pdpte[(linear >> 30 & 3) as usize];
+            if pdpte & 1 == 0 {
+                return Err(Stop::NotPresent);
+            }
+            pdpte & ADDRESS
+        } else if format.entry_bytes == 4 {
+            self.cr3 & 0xffff_f000
+        } else {
+            self.cr3 & ADDRESS
+        };
+        let mut rights = Entry::WRITABLE | Entry::USER;
+        let mut shift = format.top_shift;
+        loop {
+            let index = linear >> shift & ((1 << format.index_bits) - 1);
+            let address = table + index * format.entry_bytes;
+            let entry = self.load_entry(address, format.entry_bytes);
+            if !entry.contains(Entry::PRESENT) {
+                return Err(Stop::NotPresent);
+            }
+            let last = shift == 12 || self.maps_large_page(entry, shift, &format);
+            if self.reserved_bits(entry, shift, last, &format) {
+                return Err(Stop::Reserved);
+            }
+            rights = rights & (entry | !(Entry::WRITABLE | Entry::USER))
+                | entry & Entry::NO_EXECUTE
+                | rights & Entry::NO_EXECUTE;
+            if last {
+                return Ok(Leaf {
+                    entry,
+                    address,
+                    shift,
+                    rights,
+                });
+            }
+            if mark && !entry.contains(Entry::ACCESSED) {
+                self.set_entry_bits(address, Entry::ACCESSED);
+            }
+            table = entry.bits() & ADDRESS;
+            shift -= format.index_bits;
+        }
+    }
+
+    fn load_entry(&self, address: u64, bytes: u64) -> Entry {
+        // Tables outside of memory read as all ones, as an unclaimed bus does: a reserved bit.
+        let bits = if bytes == 4 {
+            self.memory
+                .load::<u32>(address)
+                .map_or(u64::from(u32::MAX), u64::from)
+        } else {
+            self.memory.load::<u64>(address).unwrap_or(u64::MAX)
+        };
+        Entry::from_bits_retain(bits)
+    }
+
+    /// Sets accessed and dirty bits as the CPU does, atomically, in the low byte of an entry.
+    fn set_entry_bits(&self, address: u64, bits: Entry) {
+        let Ok(offset) = self.memory.offset(address, 1) else {
+            return;
+        };
+        if self
+            .memory
+            .region(address)
+            .is_none_or(|r| r.kind == Kind::Rom)
+        {
+            return;
+        }
+        let bits = bits.bits() as u8;
+        let mut old: u8 = self.ram.load(offset);
+        loop {
+            let seen = self.ram.compare_exchange(offset, old, old | bits);
+            if seen == old {
+                break;
+            }
+            old = seen;
+        }
+        self.memory.watch().written(offset >> memory::PAGE_SHIFT);
+    }
+
+    fn maps_large_page(&self, entry: Entry, shift: u32, format: &Format) -> bool {
+        if !entry.contains(Entry::LARGE) {
+            return false;
+        }
+        match (format.entry_bytes, shift) {
+            (4, _) => self.cr4.contains(Cr4::PSE),
+            (_, 21) => true,
+            (_, 30) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether bits are set that must be 0 (SDM vol. 3, tables 5-14 to 5-20).
+    fn reserved_bits(&self, entry: Entry, shift: u32, last: bool, format: &Format) -> bool {
+        let bits = entry.bits();
+        if format.entry_bytes == 4 {
+            // A 4 MiB page with PSE-36: bits 20:13 are address bits 39:32, bit 21 is reserved.
+            return last && shift == 22 && bits >> 21 & 1 != 0;
+        }
+        let mut reserved = RESERVED_ADDRESS;
+        if !self.efer.contains(Efer::NXE) {
+            reserved |= Entry::NO_EXECUTE.bits();
+        }
+        if !self.long_mode() {
+            reserved |= 0x7ff << 52;
+        }
+        if last && shift > 12 {
+            // Bit 12 is PAT; the address is aligned to the page.
+            reserved |= ((1u64 << shift) - 1) & !0x1fff;
+        }
+        if shift >= 39 {
+            reserved |= Entry::LARGE.bits();
+        }
+        bits & reserved != 0
+    }
+
+    fn may_write(&self, rights: Entry, by: Privilege) -> bool {
+        match by {
+            Privilege::User => rights.contains(Entry::WRITABLE | Entry::USER),
+            _ => rights.contains(Entry::WRITABLE) || !self.cr0.contains(Cr0::WP),
+        }
+    }
+
+    /// Access rights (SDM vol. 3, 5.6.1).
+    fn permits(&self, rights: &Entry, intent: Intent, by: Privilege) -> bool {
+        let user_page = rights.contains(Entry::USER);
+        let executable = !(rights.contains(Entry::NO_EXECUTE) && self.efer.contains(Efer::NXE));
+        match (by, intent) {
+            (Privilege::User, Intent::Read) => user_page,
+            (Privilege::User, Intent::Fetch) => user_page && executable,
+            (Privilege::User, Intent::Write) => self.may_write(*rights, by),
+            (_, Intent::Fetch) => executable && !(user_page && self.cr4.contains(Cr4::SMEP)),
+            (_, intent) => {
+                let shut = user_page
+                    && self.cr4.contains(Cr4::SMAP)
+                    && (by == Privilege::Implicit || !self.flags.system().contains(Rflags::AC));
+                !shut && (intent == Intent::Read || self.may_write(*rights, by))
+            }
+        }
+    }
+
+    #[cold]
+    fn page_fault<T>(
+        &mut self,
+        linear: u64,
+        intent: Intent,
+        by: Privilege,
+        cause: FaultCode,
+    ) -> Result<T> {
+        let mut code = cause;
+        code.set(FaultCode::WRITE, intent == Intent::Write);
+        code.set(FaultCode::USER, by == Privilege::User);
+        let fetches = self.cr4.contains(Cr4::SMEP)
+            || self.cr4.contains(Cr4::PAE) && self.efer.contains(Efer::NXE);
+        code.set(FaultCode::FETCH, intent == Intent::Fetch && fetches);
+        // The old translation may be cached: a fault invalidates it (SDM vol. 3, 5.10.4.1).
+        self.tlb.flush_page(linear);
+        self.raise(Exception {
+            vector: Vector::PageFault,
+            error_code: code.bits(),
+            payload: linear,
+        })
+    }
+
+    /// Loads the PAE page-directory-pointer registers from the table at `cr3` (SDM vol. 3, 5.4.1).
+    ///
+    /// # Errors
+    /// #GP(0) if one is present and has reserved bits set; the registers are then unchanged.
+    pub(crate) fn load_pdptes(&mut self, cr3: u64) -> Result {
+        let mut pdpte = [0; 4];
+        for (index, entry) in (0..).zip(&mut pdpte) {
+            *entry = self.load_entry((cr3 & 0xffff_ffe0) + 8 * index, 8).bits();
+            // Bits 2:1, 8:5 and the address bits that the CPU has not.
+            if *entry & 1 != 0 && *entry & (0x1e6 | RESERVED_ADDRESS | 0xfff << 52) != 0 {
+                return self.general_protection(0);
+            }
+        }
+        self.pdpte = pdpte;
+        Ok(())
+    }
+}
+
+/// The address in an entry that maps a page of `1 << shift` bytes.
+fn page_address(entry: Entry, shift: u32) -> u64 {
+    if shift == 22 {
+        // PSE-36 (SDM vol. 3, table 5-4).
+        return entry.bits() & 0xffc0_0000 | (entry.bits() >> 13 & 0xff) << 32;
+    }
+    entry.bits() & ADDRESS
+}

@@ -1,0 +1,125 @@
+//! What the vCPUs of a machine share: mailboxes, and the protocol that keeps decoded code true.
+//!
+//! A page from which a vCPU has decoded code is *watched*: nobody may hold a TLB entry that lets
+//! him write it unseen. Its first decoder marks it and then makes every vCPU that may hold such an
+//! entry drop it, and waits until they have, before it reads the code bytes. A write to a watched
+//! page is seen by its writer, who ends the watch and tells every vCPU to drop its blocks there.
+//! They do so at the end of the block they are in: code modified by another processor needs a
+//! serializing instruction to be seen (SDM vol. 3, 10.1.3), and each takes at least a block.
+
+use crate::mailbox::{FORGET_WRITES, INTERRUPT, Mailbox};
+use memory::{GuestMemory, WriteObserver};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+/// Shared by all vCPUs of one machine.
+pub(crate) struct Shared {
+    pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) clock: clock::Clock,
+    pub(crate) tsc_khz: u64,
+    pub(crate) mailboxes: Box<[Arc<Mailbox>]>,
+    pub(crate) tracer: Option<Arc<dyn engine::Tracer>>,
+    /// Held during a locked access that one host instruction can't make: across pages, or to a
+    /// device.
+    pub(crate) bus_lock: Mutex<()>,
+    pub(crate) native: &'static native::Native,
+    /// For each page of memory: which vCPUs (number modulo 8, one bit each) may write it through
+    /// their TLB. In chunks that are made when first needed, since memory may be huge and sparse.
+    writers: Box<[OnceLock<Box<[AtomicU8; CHUNK]>>]>,
+}
+
+/// Pages in a chunk of [`Shared::writers`].
+const CHUNK: usize = 4096;
+
+impl Shared {
+    pub(crate) fn new(
+        setup: &engine::Setup,
+        native: &'static native::Native,
+        mailboxes: Box<[Arc<Mailbox>]>,
+    ) -> Self {
+        let pages = setup.memory.ram().len() >> memory::PAGE_SHIFT;
+        Self {
+            memory: setup.memory.clone(),
+            clock: setup.clock.clone(),
+            tsc_khz: setup.tsc_khz,
+            mailboxes,
+            tracer: setup.tracer.as_ref().map(|(tracer, _)| tracer.clone()),
+            bus_lock: Mutex::default(),
+            native,
+            writers: (0..pages.div_ceil(CHUNK))
+                .map(|_| OnceLock::new())
+                .collect(),
+        }
+    }
+
+    fn writers(&self, page: usize) -> &AtomicU8 {
+        let chunk = &self.writers[page / CHUNK];
+        &chunk.get_or_init(|| Box::new([const { AtomicU8::new(0) }; CHUNK]))[page % CHUNK]
+    }
+
+    /// vCPU `index` is about to get the right to write `page` unseen. Returns whether it may.
+    pub(crate) fn claim_write(&self, index: usize, page: usize) -> bool {
+        let writers = self.writers(page);
+        let bit = writer_bit(index);
+        if writers.load(Ordering::Relaxed) & bit == 0 {
+            writers.fetch_or(bit, Ordering::SeqCst);
+        }
+        // In this order: a vCPU that starts to watch the page now sees the claim.
+        std::sync::atomic::fence(Ordering::SeqCst);
+        !self.memory.watch().is_watched(page)
+    }
+
+    /// vCPU `index` is about to decode code from `page`. On return, nobody writes it unseen.
+    /// Returns whether the caller's own TLB must forget its writes.
+    pub(crate) fn watch_code(&self, index: usize, page: usize) -> bool {
+        if !self.memory.watch().watch(page) {
+            return false;
+        }
+        std::sync::atomic::fence(Ordering::SeqCst);
+        let writers = self.writers(page).swap(0, Ordering::SeqCst);
+        if writers & !writer_bit(index) != 0 || self.mailboxes.len() > 8 {
+            self.revoke_writes(index, writers);
+        }
+        writers & writer_bit(index) != 0
+    }
+
+    /// Makes the other vCPUs in `writers` forget what they may write, and waits for those that
+    /// are running.
+    fn revoke_writes(&self, index: usize, writers: u8) {
+        let mine = &self.mailboxes[index];
+        let others = || {
+            let all = self.mailboxes.iter().enumerate();
+            all.filter(move |(i, _)| *i != index && writers & writer_bit(*i) != 0)
+        };
+        for (_, mailbox) in others() {
+            mailbox.post(FORGET_WRITES);
+        }
+        // Two vCPUs may wait for each other: while this one waits, it counts as standing still.
+        mine.set_running(false);
+        for (_, mailbox) in others() {
+            while mailbox.is_running() && mailbox.has(FORGET_WRITES) {
+                std::thread::yield_now();
+            }
+        }
+        mine.set_running(true);
+    }
+
+    /// Sends an interrupt to vCPU `index`'s APIC: its inbox was filled.
+    pub(crate) fn notify(&self, index: usize) {
+        self.mailboxes[index].post(INTERRUPT);
+    }
+}
+
+fn writer_bit(index: usize) -> u8 {
+    1 << (index % 8)
+}
+
+impl WriteObserver for Shared {
+    fn page_written(&self, page: usize) {
+        // Unwatched first: a vCPU that decodes the new bytes from now on watches the page anew.
+        self.memory.watch().unwatch(page);
+        for mailbox in &self.mailboxes {
+            mailbox.post_page(page);
+        }
+    }
+}

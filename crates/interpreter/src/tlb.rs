@@ -1,0 +1,265 @@
+//! The software TLB: linear page to offset in guest memory.
+//!
+//! Direct-mapped, one array for each [`View`]: what a data access may touch depends on privilege
+//! and on RFLAGS.AC, and a view holds only entries that its accesses may use, so that one compare
+//! decides. The compare is with the page of the access's *last* byte, in the slot of its first:
+//! it also fails for an access that crosses into the next page.
+//!
+//! A tag holds a *generation* above the page number. A flush just takes the next generation, one
+//! for each half of the linear address space, so that a CR3 write keeps the upper half when
+//! everything in it is global, as it is for most kernels.
+
+use memory::{PAGE_SHIFT, PAGE_SIZE};
+use x86::paging::is_canonical;
+
+const ENTRIES: usize = 1024;
+const CODE_ENTRIES: usize = 512;
+const VIEWS: usize = 4;
+/// Where the generation begins in a tag: above the 52 bits of a page number.
+const GENERATION_SHIFT: u32 = 64 - PAGE_SHIFT;
+const GENERATIONS: u64 = 1 << PAGE_SHIFT;
+/// The tag of an entry that matches nothing: generation 0 is never current.
+const EMPTY: u64 = 0;
+
+/// Who accesses data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum View {
+    /// CPL 0 to 2, user pages too (no SMAP, or AC is set).
+    Supervisor = 0,
+    /// CPL 0 to 2 under SMAP: supervisor pages only.
+    SupervisorOnly = 1,
+    /// CPL 3.
+    User = 2,
+    /// Never filled: each access is looked at (alignment checks, breakpoints on data).
+    Checked = 3,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Entry {
+    read: u64,
+    write: u64,
+    /// Added to the linear address: the offset in guest memory.
+    bias: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct CodeEntry {
+    tag: u64,
+    /// Offset of the page in guest memory.
+    page: usize,
+}
+
+/// The TLB of one vCPU.
+pub(crate) struct Tlb {
+    data: [Entry; ENTRIES * VIEWS],
+    code: [[CodeEntry; CODE_ENTRIES]; 2],
+    /// Current generation for the lower and the upper half, in place in a tag.
+    generation: [u64; 2],
+    /// Whether the upper half holds entries that are not global.
+    upper_local: bool,
+    next_generation: u64,
+    pub(crate) misses: u64,
+    pub(crate) flushes: u64,
+}
+
+impl Tlb {
+    pub(crate) fn new() -> Box<Self> {
+        let mut tlb = Box::new(Self {
+            data: [Entry::default(); ENTRIES * VIEWS],
+            code: [[CodeEntry::default(); CODE_ENTRIES]; 2],
+            generation: [0; 2],
+            upper_local: false,
+            next_generation: 1,
+            misses: 0,
+            flushes: 0,
+        });
+        tlb.flush();
+        tlb
+    }
+
+    #[inline(always)]
+    fn tag(&self, linear: u64) -> u64 {
+        (linear >> PAGE_SHIFT) | self.generation[(linear >> 63) as usize]
+    }
+
+    #[inline(always)]
+    fn slot(view: View, linear: u64) -> usize {
+        view as usize * ENTRIES + (linear >> PAGE_SHIFT) as usize % ENTRIES
+    }
+
+    /// The offset in guest memory of `size` bytes at `linear` that may be read.
+    #[inline(always)]
+    pub(crate) fn read(&self, view: View, linear: u64, size: usize) -> Option<usize> {
+        let entry = &self.data[Self::slot(view, linear)];
+        let last = linear.wrapping_add(size as u64 - 1);
+        (entry.read == self.tag(last)).then(|| linear.wrapping_add(entry.bias) as usize)
+    }
+
+    /// The offset in guest memory of `size` bytes at `linear` that may be written.
+    #[inline(always)]
+    pub(crate) fn write(&self, view: View, linear: u64, size: usize) -> Option<usize> {
+        let entry = &self.data[Self::slot(view, linear)];
+        let last = linear.wrapping_add(size as u64 - 1);
+        (entry.write == self.tag(last)).then(|| linear.wrapping_add(entry.bias) as usize)
+    }
+
+    /// Lets `view` read (and, where `writable`, write) the page at `linear`, which is at `page`.
+    pub(crate) fn fill(
+        &mut self,
+        view: View,
+        linear: u64,
+        page: usize,
+        writable: bool,
+        global: bool,
+    ) {
+        debug_assert!(view != View::Checked && is_canonical(linear, 57));
+        self.note_filled(linear, global);
+        let tag = self.tag(linear);
+        let base = linear & !(PAGE_SIZE as u64 - 1);
+        self.data[Self::slot(view, linear)] = Entry {
+            read: tag,
+            write: if writable { tag } else { EMPTY },
+            bias: (page as u64).wrapping_sub(base),
+        };
+    }
+
+    /// The offset of the page that holds code at `linear`, for the privilege `user`.
+    #[inline(always)]
+    pub(crate) fn code(&self, user: bool, linear: u64) -> Option<usize> {
+        let slot = (linear >> PAGE_SHIFT) as usize % CODE_ENTRIES;
+        let entry = &self.code[usize::from(user)][slot];
+        (entry.tag == self.tag(linear)).then_some(entry.page)
+    }
+
+    /// Lets code be fetched from the page at `linear`, which is at `page`.
+    pub(crate) fn fill_code(&mut self, user: bool, linear: u64, page: usize, global: bool) {
+        self.note_filled(linear, global);
+        let slot = (linear >> PAGE_SHIFT) as usize % CODE_ENTRIES;
+        self.code[usize::from(user)][slot] = CodeEntry {
+            tag: self.tag(linear),
+            page,
+        };
+    }
+
+    fn note_filled(&mut self, linear: u64, global: bool) {
+        self.misses += 1;
+        self.upper_local |= linear >> 63 != 0 && !global;
+    }
+
+    /// Forgets everything, global pages too.
+    pub(crate) fn flush(&mut self) {
+        self.flushes += 1;
+        self.upper_local = false;
+        self.generation = [self.fresh_generation(); 2];
+    }
+
+    /// Forgets everything but global pages: a CR3 write.
+    pub(crate) fn flush_local(&mut self) {
+        if self.upper_local {
+            self.flush();
+        } else {
+            self.flushes += 1;
+            // A fresh generation may have emptied the table and restarted both halves.
+            let generation = self.fresh_generation();
+            self.generation[0] = generation;
+        }
+    }
+
+    /// Forgets the page at `linear`.
+    pub(crate) fn flush_page(&mut self, linear: u64) {
+        for view in [View::Supervisor, View::SupervisorOnly, View::User] {
+            self.data[Self::slot(view, linear)] = Entry::default();
+        }
+        let slot = (linear >> PAGE_SHIFT) as usize % CODE_ENTRIES;
+        for code in &mut self.code {
+            code[slot] = CodeEntry::default();
+        }
+    }
+
+    /// Takes all permissions to write away: a page became code.
+    pub(crate) fn forget_writes(&mut self) {
+        for entry in &mut self.data {
+            entry.write = EMPTY;
+        }
+    }
+
+    fn fresh_generation(&mut self) -> u64 {
+        if self.next_generation == GENERATIONS {
+            self.data.fill(Entry::default());
+            self.code = [[CodeEntry::default(); CODE_ENTRIES]; 2];
+            // Entries of the upper half are gone too, so its generation may be reused.
+            self.next_generation = 1;
+            self.generation = [1 << GENERATION_SHIFT; 2];
+            self.next_generation += 1;
+        }
+        let generation = self.next_generation << GENERATION_SHIFT;
+        self.next_generation += 1;
+        generation
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KERNEL: u64 = 0xffff_8880_0000_1000;
+
+    #[test]
+    fn one_compare_covers_presence_permission_and_page_end() {
+        let mut tlb = Tlb::new();
+        tlb.fill(View::User, 0x5000, 0x9000, false, false);
+        assert_eq!(tlb.read(View::User, 0x5ff8, 8), Some(0x9ff8));
+        assert_eq!(tlb.read(View::User, 0x5ff9, 8), None, "crosses the page");
+        assert_eq!(tlb.write(View::User, 0x5000, 1), None, "read only");
+        assert_eq!(tlb.read(View::Supervisor, 0x5000, 1), None, "another view");
+        assert_eq!(
+            tlb.read(View::User, 0x5000 + (ENTRIES << 12) as u64, 1),
+            None,
+            "same slot"
+        );
+    }
+
+    #[test]
+    fn sdm_5_10_4_1_cr3_write_keeps_global_pages() {
+        let mut tlb = Tlb::new();
+        tlb.fill(View::Supervisor, KERNEL, 0x1000, true, true);
+        tlb.fill(View::Supervisor, 0x7000, 0x2000, true, false);
+        tlb.flush_local();
+        assert_eq!(tlb.write(View::Supervisor, KERNEL, 8), Some(0x1000));
+        assert_eq!(tlb.read(View::Supervisor, 0x7000, 8), None);
+        tlb.fill(View::Supervisor, KERNEL + 0x1000, 0x3000, true, false);
+        tlb.flush_local();
+        assert_eq!(
+            tlb.read(View::Supervisor, KERNEL + 0x1000, 8),
+            None,
+            "not global"
+        );
+    }
+
+    #[test]
+    fn generations_may_wrap() {
+        let mut tlb = Tlb::new();
+        for _ in 0..3 * GENERATIONS {
+            tlb.fill(View::User, 0x5000, 0x9000, true, false);
+            tlb.fill(View::User, KERNEL, 0x9000, true, false);
+            tlb.flush_local();
+            assert_eq!(tlb.read(View::User, 0x5000, 1), None);
+            assert_eq!(tlb.read(View::User, KERNEL, 1), None);
+        }
+    }
+
+    #[test]
+    fn invlpg_forgets_one_page_in_all_views() {
+        let mut tlb = Tlb::new();
+        tlb.fill(View::User, 0x5000, 0x9000, true, false);
+        tlb.fill(View::Supervisor, 0x5000, 0x9000, true, false);
+        tlb.fill_code(true, 0x5000, 0x9000, false);
+        tlb.fill(View::User, 0x6000, 0xa000, true, false);
+        tlb.flush_page(0x5123);
+        assert_eq!(tlb.read(View::User, 0x5000, 1), None);
+        assert_eq!(tlb.read(View::Supervisor, 0x5000, 1), None);
+        assert_eq!(tlb.code(true, 0x5000), None);
+        assert_eq!(tlb.read(View::User, 0x6000, 1), Some(0xa000));
+    }
+}

@@ -1,0 +1,319 @@
+//! The run loop: blocks, and what is looked at between them.
+
+use crate::cache::Cache;
+use crate::cpu::{Cpu, Raised};
+use crate::decode::Purpose;
+use crate::events::{Event, TripleFault};
+use crate::mailbox::{CODE_WRITTEN, FORGET_WRITES, INTERRUPT, KICK};
+use engine::{DebugRequest, Exit, Platform, Stop};
+use std::sync::Arc;
+use std::time::Duration;
+use x86::{Activity, Rflags, VcpuState, Vector};
+
+/// Blocks between two looks at the clock: a few microseconds.
+const BUDGET: u32 = 256;
+
+/// What a vCPU counts.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Counters {
+    pub(crate) instructions: u64,
+    pub(crate) blocks: u64,
+    pub(crate) exceptions: u64,
+    pub(crate) interrupts: u64,
+    pub(crate) halts: u64,
+}
+
+/// One vCPU of the interpreter.
+pub struct InterpreterVcpu {
+    pub(crate) cpu: Cpu,
+    pub(crate) cache: Cache,
+}
+
+/// What [`InterpreterVcpu::attend`] found.
+enum Next {
+    /// Run blocks.
+    Blocks,
+    /// Run one instruction, then look again.
+    Instruction,
+    Exit(Exit),
+}
+
+impl engine::Vcpu for InterpreterVcpu {
+    fn run(&mut self, platform: &Arc<dyn Platform>) -> Exit {
+        self.cpu.platform = Some(platform.clone());
+        self.cpu.stand_up();
+        self.cpu.attend();
+        let exit = self.run_guest();
+        self.cpu.mailbox.set_running(false);
+        self.cpu.platform = None;
+        exit
+    }
+
+    fn state(&self) -> VcpuState {
+        self.cpu.save()
+    }
+
+    fn set_state(&mut self, state: &VcpuState) -> Result<(), state::Invalid> {
+        self.cpu.restore(state)?;
+        self.cache.clear();
+        Ok(())
+    }
+
+    fn set_debug(&mut self, request: &DebugRequest) {
+        self.cpu.debug.set(request);
+        self.cpu.update_view();
+    }
+
+    fn translate(&self, linear: u64) -> Option<u64> {
+        self.cpu.peek(linear)
+    }
+
+    fn statistics(&self) -> Vec<(&'static str, u64)> {
+        let counters = &self.cpu.counters;
+        vec![
+            ("instructions", counters.instructions),
+            ("blocks", counters.blocks),
+            ("decoded instructions", self.cache.decoded),
+            ("invalidated blocks", self.cache.invalidated),
+            ("cache flushes", self.cache.flushes),
+            ("TLB misses", self.cpu.tlb.misses),
+            ("TLB flushes", self.cpu.tlb.flushes),
+            ("exceptions", counters.exceptions),
+            ("interrupts", counters.interrupts),
+            ("halts", counters.halts),
+        ]
+    }
+}
+
+impl InterpreterVcpu {
+    fn run_guest(&mut self) -> Exit {
+        loop {
+            if self.cpu.budget == 0 || self.cpu.mailbox.has_mail() {
+                match self.attend() {
+                    Next::Blocks => {}
+                    Next::Instruction => {
+                        if let Some(exit) = self.step() {
+                            return exit;
+                        }
+                        continue;
+                    }
+                    Next::Exit(exit) => return exit,
+                }
+            }
+            self.cpu.budget -= 1;
+            if self.run_block().is_err()
+                && let Err(fault) = self.cpu.deliver_raised()
+            {
+                return self.shut_down(&fault);
+            }
+        }
+    }
+
+    /// Executes the block at RIP. On `Err`, RIP is that of the instruction that raised.
+    #[inline(always)]
+    fn run_block(&mut self) -> Result<(), Raised> {
+        let block = self.block()?;
+        let cpu = &mut self.cpu;
+        let start = cpu.rip;
+        cpu.gpr[crate::int::PC as usize] = start;
+        cpu.counters.blocks += 1;
+        cpu.counters.instructions += u64::from(block.len);
+        for op in self.cache.ops(&block) {
+            if (op.run)(cpu, op).is_err() {
+                cpu.rip = cpu.rip_after(start, op.offset.into());
+                return Err(Raised);
+            }
+            if cpu.stop {
+                cpu.stop = false;
+                if op.offset + u16::from(op.len) < block.bytes {
+                    cpu.rip = cpu.rip_after(start, u64::from(op.offset) + u64::from(op.len));
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Executes one instruction, with debug traps and the instruction trace.
+    fn step(&mut self) -> Option<Exit> {
+        match self.try_step() {
+            Ok(()) => {}
+            Err(Raised) => {
+                if let Err(fault) = self.cpu.deliver_raised() {
+                    return Some(self.shut_down(&fault));
+                }
+            }
+        }
+        self.cpu.attend();
+        let stop = self.cpu.debug.take_stop();
+        stop.map(Exit::Debug)
+    }
+
+    fn try_step(&mut self) -> Result<(), Raised> {
+        let cpu = &mut self.cpu;
+        let shadows = (cpu.sti_shadow, cpu.ss_shadow);
+        let trap = cpu.flags.system().contains(Rflags::TF);
+        let resume = cpu.flags.system().contains(Rflags::RF);
+        let linear = cpu.code_linear()?;
+        if cpu.trace.contains(engine::Kinds::INSTRUCTIONS) {
+            cpu.trace_instruction(linear);
+        }
+        let decoded = cpu.decode(linear, Purpose::Once)?;
+        let start = cpu.rip;
+        cpu.gpr[crate::int::PC as usize] = start;
+        cpu.counters.instructions += 1;
+        for op in &decoded.ops {
+            if (op.run)(cpu, op).is_err() {
+                cpu.rip = cpu.rip_after(start, op.offset.into());
+                return Err(Raised);
+            }
+        }
+        cpu.stop = false;
+        // Each shadow lasts for one instruction; STI after STI does not renew it.
+        if shadows.0 {
+            cpu.sti_shadow = false;
+        }
+        if shadows.1 {
+            cpu.ss_shadow = false;
+        }
+        if resume {
+            cpu.flags.set_system(Rflags::RF, false);
+        }
+        cpu.after_step(trap);
+        Ok(())
+    }
+
+    /// Looks at everything that may come between two instructions, in the order of SDM vol. 3,
+    /// table 7-2.
+    fn attend(&mut self) -> Next {
+        loop {
+            self.cpu.budget = BUDGET;
+            if self.take_mail() {
+                return Next::Exit(Exit::Kicked);
+            }
+            let now = self.cpu.shared.clock.now();
+            self.cpu.advance_apic(now);
+            if self.cpu.activity == Activity::Running {
+                break;
+            }
+            if self.cpu.activity == Activity::Shutdown {
+                return Next::Exit(Exit::Shutdown("the vCPU is shut down".into()));
+            }
+            if self.cpu.wakes() {
+                self.cpu.activity = Activity::Running;
+                break;
+            }
+            self.sleep(now);
+        }
+        match self.cpu.take_event() {
+            Ok(()) => {}
+            Err(fault) => return Next::Exit(self.shut_down(&fault)),
+        }
+        let cpu = &mut self.cpu;
+        if cpu.debug.breaks_at(cpu.bases[1].wrapping_add(cpu.rip)) {
+            return Next::Exit(Exit::Debug(Stop::Breakpoint));
+        }
+        let shadow = cpu.sti_shadow || cpu.ss_shadow;
+        if shadow || cpu.steps_singly() {
+            cpu.attend();
+            return Next::Instruction;
+        }
+        Next::Blocks
+    }
+
+    /// Takes requests out of the mailbox. Returns whether there was a kick.
+    fn take_mail(&mut self) -> bool {
+        let requests = self.cpu.mailbox.take();
+        if requests & FORGET_WRITES != 0 {
+            self.cpu.tlb.forget_writes();
+        }
+        if requests & CODE_WRITTEN != 0 {
+            for page in self.cpu.mailbox.take_pages() {
+                self.cache.invalidate(page);
+            }
+        }
+        if requests & INTERRUPT != 0 {
+            self.cpu.take_interrupts();
+        }
+        requests & KICK != 0
+    }
+
+    /// Waits in a halt, or for a start-up IPI.
+    fn sleep(&mut self, now: u64) {
+        let cpu = &mut self.cpu;
+        let wait = cpu
+            .next_apic_deadline()
+            .map(|deadline| Duration::from_nanos(deadline.saturating_sub(now).max(1)));
+        cpu.counters.halts += 1;
+        cpu.mailbox.set_running(false);
+        cpu.mailbox.sleep(wait);
+        cpu.stand_up();
+    }
+
+    fn shut_down(&mut self, fault: &TripleFault) -> Exit {
+        self.cpu.activity = Activity::Shutdown;
+        Exit::Shutdown(fault.to_string())
+    }
+}
+
+impl Cpu {
+    /// RIP `bytes` after `start`, cut to the code size.
+    fn rip_after(&self, start: u64, bytes: u64) -> u64 {
+        let rip = start.wrapping_add(bytes);
+        if self.is_64bit() {
+            rip
+        } else {
+            rip & 0xffff_ffff
+        }
+    }
+
+    /// Delivers the exception that was raised.
+    fn deliver_raised(&mut self) -> Result<(), TripleFault> {
+        let exception = self.exception.take().expect("an exception was recorded");
+        self.stop = false;
+        self.attend();
+        self.deliver(Event::Exception(exception))
+    }
+
+    /// Takes the most urgent event that is due, if there is one.
+    fn take_event(&mut self) -> Result<(), TripleFault> {
+        if self.debug_trap != 0 && !self.ss_shadow {
+            let bits = std::mem::take(&mut self.debug_trap);
+            return self.deliver(Event::Exception(x86::Exception {
+                vector: Vector::Debug,
+                error_code: 0,
+                payload: bits,
+            }));
+        }
+        if self.sti_shadow || self.ss_shadow {
+            return Ok(());
+        }
+        if self.nmi_pending && !self.nmi_blocked {
+            self.nmi_pending = false;
+            return self.deliver(Event::Nmi);
+        }
+        if self.flags.system().contains(Rflags::IF)
+            && let Some(vector) = self.acknowledge_interrupt()
+        {
+            self.counters.interrupts += 1;
+            return self.deliver(Event::Interrupt(vector));
+        }
+        Ok(())
+    }
+
+    /// Whether something ends a halt.
+    fn wakes(&self) -> bool {
+        self.activity == Activity::Halted
+            && (self.nmi_pending && !self.nmi_blocked
+                || self.debug_trap != 0
+                || self.flags.system().contains(Rflags::IF) && self.interrupt_waits())
+    }
+
+    /// Whether each instruction must be looked at by itself.
+    fn steps_singly(&self) -> bool {
+        self.flags.system().intersects(Rflags::TF | Rflags::RF)
+            || self.watches_code()
+            || self.debug.is_active()
+            || self.trace.contains(engine::Kinds::INSTRUCTIONS)
+    }
+}
