@@ -34,6 +34,7 @@ mod features;
 mod frame;
 pub mod image;
 mod masked;
+pub mod oracle;
 mod policy;
 mod pool;
 mod routine;
