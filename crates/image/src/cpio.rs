@@ -1,0 +1,177 @@
+//! Archives for the kernel's initramfs: cpio in the "newc" format.
+//!
+//! Source: Linux, Documentation/driver-api/early-userspace/buffer-format.rst. The kernel unpacks
+//! any number of archives one after the other, each of which begins at a multiple of 4 bytes.
+
+/// Alignment of every archive's length, so that another one may follow.
+const ALIGNMENT: usize = 512;
+
+const S_IFIFO: u32 = 0o010_000;
+const S_IFCHR: u32 = 0o020_000;
+const S_IFDIR: u32 = 0o040_000;
+const S_IFREG: u32 = 0o100_000;
+const S_IFLNK: u32 = 0o120_000;
+
+/// Modification time of every entry, in seconds since 1970: the same input is the same archive.
+const MTIME: u32 = 0;
+
+/// An archive being written. All entries belong to root.
+///
+/// Paths are relative to the root, without a leading slash; a directory comes before what is in
+/// it.
+#[derive(Debug, Default)]
+pub(crate) struct Archive {
+    bytes: Vec<u8>,
+    inode: u32,
+}
+
+impl Archive {
+    /// Adds a directory.
+    pub(crate) fn directory(&mut self, path: &str, permissions: u32) {
+        self.entry(path, S_IFDIR | permissions, (0, 0), &[]);
+    }
+
+    /// Adds a regular file.
+    pub(crate) fn file(&mut self, path: &str, permissions: u32, content: &[u8]) {
+        self.entry(path, S_IFREG | permissions, (0, 0), content);
+    }
+
+    /// Adds a symbolic link at `path` to `target`.
+    pub(crate) fn symlink(&mut self, path: &str, target: &str) {
+        self.entry(path, S_IFLNK | 0o777, (0, 0), target.as_bytes());
+    }
+
+    /// Adds a character device.
+    pub(crate) fn character_device(&mut self, path: &str, permissions: u32, device: (u32, u32)) {
+        self.entry(path, S_IFCHR | permissions, device, &[]);
+    }
+
+    /// Adds a named pipe.
+    pub(crate) fn fifo(&mut self, path: &str, permissions: u32) {
+        self.entry(path, S_IFIFO | permissions, (0, 0), &[]);
+    }
+
+    /// The finished archive. Its length is a multiple of 512.
+    pub(crate) fn finish(mut self) -> Vec<u8> {
+        self.inode = 0;
+        self.entry("TRAILER!!!", 0, (0, 0), &[]);
+        self.align(ALIGNMENT);
+        self.bytes
+    }
+
+    fn entry(&mut self, path: &str, mode: u32, device: (u32, u32), content: &[u8]) {
+        assert!(
+            !path.starts_with('/') && !path.contains('\0'),
+            "not a relative path: {path:?}"
+        );
+        let size = u32::try_from(content.len()).expect("sizes are bounded where they are read");
+        let name_size = u32::try_from(path.len() + 1).expect("names are bounded");
+        let links = if mode & S_IFDIR == S_IFDIR { 2 } else { 1 };
+        let (uid, gid, check) = (0, 0, 0);
+        self.bytes.extend_from_slice(b"070701");
+        for field in [
+            self.inode, mode, uid, gid, links, MTIME, size, 0, 0, device.0, device.1, name_size,
+            check,
+        ] {
+            self.bytes
+                .extend_from_slice(format!("{field:08x}").as_bytes());
+        }
+        self.bytes.extend_from_slice(path.as_bytes());
+        self.bytes.push(0);
+        self.align(4);
+        self.bytes.extend_from_slice(content);
+        self.align(4);
+        self.inode += 1;
+    }
+
+    fn align(&mut self, to: usize) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(to), 0);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// One entry as the kernel would read it.
+    #[derive(Debug, PartialEq, Eq)]
+    pub(crate) struct Entry {
+        pub(crate) path: String,
+        pub(crate) mode: u32,
+        pub(crate) device: (u32, u32),
+        pub(crate) content: Vec<u8>,
+    }
+
+    /// Reads archives, one after the other, as `init/initramfs.c` does.
+    pub(crate) fn parse(bytes: &[u8]) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        let mut at = 0;
+        while at < bytes.len() {
+            if bytes[at] == 0 {
+                at += 1;
+                continue;
+            }
+            assert_eq!(at % 4, 0, "a header is aligned");
+            assert_eq!(&bytes[at..at + 6], b"070701");
+            let field = |n: usize| {
+                let digits = &bytes[at + 6 + 8 * n..at + 14 + 8 * n];
+                u32::from_str_radix(std::str::from_utf8(digits).unwrap(), 16).unwrap()
+            };
+            let (size, name_size) = (field(6) as usize, field(11) as usize);
+            let name = &bytes[at + 110..at + 110 + name_size - 1];
+            assert_eq!(bytes[at + 110 + name_size - 1], 0);
+            let start = (at + 110 + name_size).next_multiple_of(4);
+            let entry = Entry {
+                path: String::from_utf8(name.to_vec()).unwrap(),
+                mode: field(1),
+                device: (field(9), field(10)),
+                content: bytes[start..start + size].to_vec(),
+            };
+            at = (start + size).next_multiple_of(4);
+            if entry.path != "TRAILER!!!" {
+                entries.push(entry);
+            }
+        }
+        entries
+    }
+
+    #[test]
+    fn entries_read_back_as_written() {
+        let mut archive = Archive::default();
+        archive.directory("d", 0o755);
+        archive.file("d/odd", 0o600, b"abc");
+        archive.symlink("l", "/d/odd");
+        archive.character_device("c", 0o600, (5, 1));
+        archive.fifo("p", 0o644);
+        let bytes = archive.finish();
+        assert_eq!(bytes.len() % ALIGNMENT, 0);
+        let entry = |path: &str, mode, device, content: &[u8]| Entry {
+            path: path.to_owned(),
+            mode,
+            device,
+            content: content.to_vec(),
+        };
+        assert_eq!(
+            parse(&bytes),
+            [
+                entry("d", 0o040_755, (0, 0), b""),
+                entry("d/odd", 0o100_600, (0, 0), b"abc"),
+                entry("l", 0o120_777, (0, 0), b"/d/odd"),
+                entry("c", 0o020_600, (5, 1), b""),
+                entry("p", 0o010_644, (0, 0), b""),
+            ]
+        );
+    }
+
+    #[test]
+    fn archives_can_follow_each_other() {
+        let mut first = Archive::default();
+        first.file("a", 0o644, b"1");
+        let mut second = Archive::default();
+        second.file("b", 0o644, b"2");
+        let mut both = first.finish();
+        both.extend(second.finish());
+        let paths: Vec<_> = parse(&both).into_iter().map(|e| e.path).collect();
+        assert_eq!(paths, ["a", "b"]);
+    }
+}
