@@ -1,7 +1,7 @@
 //! The PC's keyboard controller (IBM PS/2 Hardware Interface Technical Reference, October 1990,
 //! "Keyboard and Auxiliary Device Controller"; Intel 8042), with a keyboard and a mouse plugged in.
 //!
-//! [`Controller`] is the chip behind ports 0x60 and 0x64; [`keyboard`] and [`mouse`] are the two
+//! [`Controller`] is the chip behind ports 0x60 and 0x64; `keyboard` and `mouse` are the two
 //! devices on its serial links, each with a bounded queue of bytes to send. The links are
 //! infinitely fast: a byte is in the output buffer as soon as that is empty and the link is
 //! enabled, so nothing ever times out.
