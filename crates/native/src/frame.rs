@@ -24,10 +24,8 @@ pub struct Frame {
     pub(crate) gpr: [u64; 4],
     /// What x87 stubs load and store with FXRSTOR and FXSAVE.
     pub(crate) fx: FxArea,
-    /// MXCSR of the thread that runs the stub.
+    /// MXCSR as Rust code has it; constant.
     pub(crate) host_mxcsr: u32,
-    /// x87 control word of the thread that runs the stub.
-    pub(crate) host_fcw: u16,
 }
 
 /// An FXSAVE area (Intel SDM vol. 1, 10.5.1).
@@ -41,7 +39,8 @@ pub(crate) struct FxArea {
     fop: u16,
     fip: u64,
     fdp: u64,
-    pub(crate) mxcsr: u32,
+    /// The host's; the guest's is in the frame's state.
+    mxcsr: u32,
     mxcsr_mask: u32,
     pub(crate) st: [[u8; 16]; 8],
     xmm: [[u8; 16]; 16],
@@ -71,7 +70,6 @@ impl Frame {
                 unused: [0; 96],
             },
             host_mxcsr: crate::MXCSR_RESET,
-            host_fcw: 0x37f,
         }
     }
 

@@ -40,6 +40,8 @@ mod pool;
 mod routine;
 mod state;
 mod stub;
+#[cfg(test)]
+mod tests;
 
 pub use features::Features;
 pub use frame::{Frame, SCRATCH_BYTES};

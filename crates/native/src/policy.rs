@@ -11,7 +11,7 @@
 //! 3. Each operand is a general-purpose, XMM, YMM, MM or ST register, an immediate, or one
 //!    ordinary memory operand of 1 to 32 bytes. Masked stores through rDI are not ordinary;
 //!    they, masked moves and gathers never become stubs.
-//! 4. It has a vector operand, or is an x87 instruction that is not in [`is_x87_denied`], or is
+//! 4. It has a vector operand (or converts a scalar in memory), or is an x87 instruction that is not in [`is_x87_denied`], or is
 //!    on the short list of integer instructions [`is_integer_allowed`]. That leaves out fences,
 //!    prefetches, LDMXCSR, STMXCSR, MOVNTI, VZEROALL and their like, which share features with
 //!    what is allowed.
@@ -20,8 +20,8 @@
 //!    Immediates and ST(i) are all that is left of the guest's choice.
 //!
 //! So the instruction reads and writes registers that the stub owns, and at most 32 bytes at
-//! the start of the frame. It can raise `#XM`, which `fault` catches, and nothing else:
-//! `#MF` is excluded as no waiting x87 instruction runs with an exception pending, `#AC` and
+//! the start of the frame. It can raise `#XM`, which `fault` catches, and nothing else: `#MF`
+//! (which would be caught likewise) as no waiting x87 instruction runs with one pending, `#AC` and
 //! `#DB` as EFLAGS.AC and TF are never loaded, `#UD` by 1, `#GP` as the operand is aligned.
 //!
 //! # Finitely many stubs
@@ -120,9 +120,9 @@ pub(crate) struct Shape {
     pub(crate) memory: Option<Memory>,
     /// Whether MXCSR is read or written.
     pub(crate) mxcsr: bool,
-    /// Whether the whole x87 state is loaded (x87 instructions and EMMS).
+    /// Whether the whole x87 state is loaded (x87 instructions and [`is_mixed`]).
     pub(crate) fx: bool,
-    /// Whether MM registers are touched: the x87 state goes to MMX mode.
+    /// Whether MM registers are operands one by one: the x87 state goes to MMX mode.
     pub(crate) mmx: bool,
     /// Whether a pending x87 exception is raised first.
     pub(crate) waiting: bool,
@@ -209,6 +209,37 @@ fn is_integer_allowed(mnemonic: Mnemonic) -> bool {
     )
 }
 
+/// Moves of the elements that a mask selects, see [`crate::masked`].
+fn is_masked_move(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Maskmovq
+            | M::Maskmovdqu
+            | M::Vmaskmovdqu
+            | M::Vmaskmovps
+            | M::Vmaskmovpd
+            | M::Vpmaskmovd
+            | M::Vpmaskmovq
+    )
+}
+
+/// Vector instructions that in their memory form name no vector register.
+fn is_scalar_conversion(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Cvtss2si
+            | M::Cvttss2si
+            | M::Cvtsd2si
+            | M::Cvttsd2si
+            | M::Vcvtss2si
+            | M::Vcvttss2si
+            | M::Vcvtsd2si
+            | M::Vcvttsd2si
+    )
+}
+
 /// x87 instructions that are not run on the host: whole-state moves ([`crate::image`]), the
 /// two-instruction forms with FWAIT (which a decoder never returns), and 8087/287 relics.
 fn is_x87_denied(mnemonic: Mnemonic) -> bool {
@@ -239,12 +270,28 @@ fn is_x87_denied(mnemonic: Mnemonic) -> bool {
     )
 }
 
-/// x87 instructions that do not check for pending exceptions.
-fn is_non_waiting(mnemonic: Mnemonic) -> bool {
-    matches!(
-        mnemonic,
-        Mnemonic::Fninit | Mnemonic::Fnclex | Mnemonic::Fnstcw | Mnemonic::Fnstsw
-    )
+/// Instructions on the x87 state that do not check for pending exceptions first. CVTPI2PS with
+/// a memory operand does on some processors; the routine leaves that to the host.
+fn is_non_waiting(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    match instruction.mnemonic() {
+        M::Fninit | M::Fnclex | M::Fnstcw | M::Fnstsw => true,
+        M::Cvtpi2ps => instruction.op1_kind() == OpKind::Memory,
+        _ => false,
+    }
+}
+
+/// Whether all of the x87 state is loaded for an instruction of MMX: EMMS, and conversions
+/// between MM and XMM. When exactly the latter enter MMX mode (with a memory operand, with a
+/// SIMD exception) differs between processors, so the host decides.
+fn is_mixed(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    match instruction.mnemonic() {
+        M::Emms | M::Cvtpi2ps | M::Cvtps2pi | M::Cvttps2pi | M::Cvtpd2pi | M::Cvttpd2pi => true,
+        // With a memory operand it is an ordinary SSE2 instruction (SDM vol. 2A, CVTPI2PD).
+        M::Cvtpi2pd => instruction.op1_kind() == OpKind::Register,
+        _ => false,
+    }
 }
 
 /// Whether `mnemonic` (of a vector instruction) reads its rounding and masks from MXCSR and
@@ -295,7 +342,9 @@ fn alignment(mnemonic: Mnemonic, unit: Unit, bytes: u8) -> u8 {
             | M::Movdqu
             | M::Lddqu
             | M::Pcmpestri
+            | M::Pcmpestri64
             | M::Pcmpestrm
+            | M::Pcmpestrm64
             | M::Pcmpistri
             | M::Pcmpistrm => 1,
             _ => 16,
@@ -437,7 +486,7 @@ fn renamed_gpr(slot: usize, like: Register) -> Register {
 /// Reduces `instruction` to canonical form, or refuses it.
 pub(crate) fn analyse(instruction: &Instruction) -> Result<(Shape, Binding), Refusal> {
     check_class(instruction)?;
-    if instruction.is_vsib() {
+    if instruction.is_vsib() || is_masked_move(instruction.mnemonic()) {
         return Err(Refusal::NotAllowed);
     }
     let mut analysis = Analysis::new(instruction)?;
@@ -481,19 +530,20 @@ impl<'a> Analysis<'a> {
             return Err(Refusal::NotAllowed);
         }
         let vex = source.encoding() == EncodingKind::VEX;
-        let unit = if x87 {
-            Unit::X87
-        } else {
-            Unit::Integer { vex }
+        let mixed = is_mixed(source);
+        let unit = match (x87, mixed) {
+            (true, _) => Unit::X87,
+            (_, true) => Unit::Mmx,
+            _ => Unit::Integer { vex },
         };
         let shape = Shape {
             canonical,
             unit,
             memory: None,
             mxcsr: false,
-            fx: x87,
+            fx: x87 || mixed,
             mmx: false,
-            waiting: x87 && !is_non_waiting(source.mnemonic()),
+            waiting: (mixed || x87) && !is_non_waiting(source),
             flags_read: eflags(source.rflags_read()),
             flags_written: eflags(source.rflags_modified()),
             vex,
@@ -522,7 +572,14 @@ impl<'a> Analysis<'a> {
         const RDX: usize = 2;
         let mnemonic = self.source.mnemonic();
         match mnemonic {
-            M::Pcmpestri | M::Pcmpestrm | M::Vpcmpestri | M::Vpcmpestrm => {
+            M::Pcmpestri
+            | M::Pcmpestri64
+            | M::Pcmpestrm
+            | M::Pcmpestrm64
+            | M::Vpcmpestri
+            | M::Vpcmpestri64
+            | M::Vpcmpestrm
+            | M::Vpcmpestrm64 => {
                 self.take_gpr(RAX, 0, false);
                 self.take_gpr(RDX, 2, false);
             }
@@ -530,10 +587,20 @@ impl<'a> Analysis<'a> {
             _ => {}
         }
         match mnemonic {
-            M::Pcmpestri | M::Pcmpistri | M::Vpcmpestri | M::Vpcmpistri => {
+            M::Pcmpestri
+            | M::Pcmpestri64
+            | M::Pcmpistri
+            | M::Vpcmpestri
+            | M::Vpcmpestri64
+            | M::Vpcmpistri => {
                 self.take_gpr(RCX, 1, true);
             }
-            M::Pcmpestrm | M::Pcmpistrm | M::Vpcmpestrm | M::Vpcmpistrm => {
+            M::Pcmpestrm
+            | M::Pcmpestrm64
+            | M::Pcmpistrm
+            | M::Vpcmpestrm
+            | M::Vpcmpestrm64
+            | M::Vpcmpistrm => {
                 self.take_xmm0(!self.shape.vex, true);
             }
             M::Blendvps | M::Blendvpd | M::Pblendvb | M::Sha256rnds2 => self.take_xmm0(true, false),
@@ -565,7 +632,8 @@ impl<'a> Analysis<'a> {
                 let register = self.source.op_register(operand);
                 if register.is_gpr() {
                     self.rename_gpr(operand, register)
-                } else if register.is_st() && self.shape.fx {
+                } else if self.shape.fx && (register.is_st() || register.is_mm()) {
+                    // Loaded with the whole x87 state, under its own number.
                     Ok(())
                 } else {
                     self.rename_vector(operand, register)
@@ -634,7 +702,7 @@ impl<'a> Analysis<'a> {
             OpKind::Register if self.source.op_register(operand).is_gpr() => {
                 self.shape.gprs[slot].written |= writes(access);
             }
-            OpKind::Register if self.source.op_register(operand).is_st() => {}
+            OpKind::Register if self.shape.fx && !self.source.op_register(operand).is_xmm() => {}
             OpKind::Register => {
                 // Legacy SSE keeps the bits that it does not compute, so a destination is
                 // loaded too; what a VEX instruction only writes, it writes whole.
@@ -672,18 +740,17 @@ impl<'a> Analysis<'a> {
     fn finish(mut self) -> Result<(Shape, Binding), Refusal> {
         let mnemonic = self.source.mnemonic();
         let shape = &mut self.shape;
-        let vector = shape.vectors.iter().any(Option::is_some);
-        if mnemonic == Mnemonic::Emms {
+        let vector = shape.vectors.iter().any(Option::is_some)
+            || is_scalar_conversion(mnemonic)
+            || is_mixed(self.source);
+        if shape.mmx {
             shape.unit = Unit::Mmx;
-            shape.fx = true;
             shape.waiting = true;
-        } else if shape.mmx || self.source.code() == Code::Cvtpi2ps_xmm_mmm64 {
-            shape.unit = Unit::Mmx;
-            shape.mmx = true;
-            shape.waiting = true;
+        } else if shape.fx {
+            // `new` has set it.
         } else if vector {
             shape.unit = if shape.vex { Unit::Avx } else { Unit::Sse };
-        } else if !shape.fx && !is_integer_allowed(mnemonic) {
+        } else if !is_integer_allowed(mnemonic) {
             return Err(Refusal::NotAllowed);
         }
         shape.mxcsr = vector && uses_mxcsr(mnemonic);

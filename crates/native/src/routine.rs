@@ -21,7 +21,7 @@ pub enum Outcome {
     /// do not copy [`Frame::scratch`] out. The exception is pending in FSW.
     DoneWithoutStore,
     /// It raised `#XM` (`#UD` if CR4.OSXMMEXCPT is clear). Only the exception flags of MXCSR
-    /// have changed.
+    /// have changed; a conversion to or from MMX registers may have entered MMX mode.
     SimdException,
     /// It is a waiting x87 or MMX instruction and an unmasked x87 exception is pending: raise
     /// `#MF` (or FERR#, with CR0.NE clear). Nothing has changed.
@@ -138,10 +138,11 @@ impl Routine {
         }
     }
 
-    /// Executes an x87 instruction, or EMMS.
+    /// Executes an instruction with all of the x87 state loaded.
     #[cold]
     fn run_fx(self, frame: &mut Frame, gprs: &mut [u64; 16]) -> Outcome {
-        if self.stub.waiting && frame.state.fpu.pending() {
+        let pending = frame.state.fpu.pending();
+        if self.stub.waiting && pending {
             return Outcome::X87Pending;
         }
         // In case the memory operand is not stored, it must be seen that it is not.
@@ -150,7 +151,14 @@ impl Routine {
             frame.scratch[..usize::from(memory.bytes)].fill(0);
         }
         frame.stage_fpu();
-        self.call_with_gprs(frame, gprs);
+        if self.call_with_gprs(frame, gprs) {
+            if pending {
+                // This processor waits where not all do; `#MF` comes before `#XM`.
+                return Outcome::X87Pending;
+            }
+            frame.commit_fpu();
+            return Outcome::SimdException;
+        }
         if let Some(memory) = stores
             && frame.fx.fsw & !frame.fx.fcw & 0x3f != 0
             && !self.stores(frame, usize::from(memory.bytes))
@@ -183,12 +191,9 @@ impl Routine {
         if frame.state.fpu.pending() {
             return Outcome::X87Pending;
         }
-        let top = frame.state.fpu.top();
         frame.state.fpu.set_top(0);
-        if self.call_with_gprs(frame, gprs) {
-            frame.state.fpu.set_top(top);
-            return Outcome::SimdException;
-        }
+        let raised = self.call_with_gprs(frame, gprs);
+        assert!(!raised, "MMX instructions raise no SIMD exceptions");
         let fpu = &mut frame.state.fpu;
         fpu.ftw = 0xff;
         if writes {
@@ -240,7 +245,7 @@ impl Routine {
         // accesses only the frame: its constant parts, and vector registers at the offsets in
         // `binding`, which lie in `frame.state`. Registers are as in `stub`'s table: all that
         // it clobbers are caller-saved. It uses the stack only between its own instructions.
-        // MXCSR, the x87 control word and DF are as before when it returns.
+        // When it returns, MXCSR and the x87 state are initial and DF is clear.
         unsafe {
             let base = frame.cast::<u8>();
             asm!(

@@ -9,8 +9,9 @@
 //! | RAX | - | 0, or 1 after a SIMD exception |
 //! | RCX, RDX, RSI, flags, vector and x87 registers | - | clobbered |
 //!
-//! MXCSR and the x87 control word are the caller's again at exit, the x87 stack is empty, and
-//! the upper halves of the YMM registers are clear. Nothing is on the stack while the guest's
+//! At exit MXCSR and the x87 state are initial, which is what Rust code may assume and must
+//! restore (Rust reference, "Behavior considered undefined": the floating-point environment),
+//! and the upper halves of the YMM registers are clear. Nothing is on the stack while the guest's
 //! instruction executes, so that the fault handler can leave by jumping to [`fault_exit`].
 
 use std::mem::offset_of;
@@ -18,7 +19,7 @@ use std::mem::offset_of;
 use iced_x86::{Code, Encoder, IcedError, Instruction, MemoryOperand, Register};
 
 use crate::features::Features;
-use crate::frame::{Frame, FxArea};
+use crate::frame::Frame;
 use crate::policy::{GPR_SLOTS, Shape, VectorClass, VectorSlot, host_vector};
 
 /// R8 to R11: where the stub finds its vector registers.
@@ -62,17 +63,15 @@ fn at(base: Register, offset: usize) -> MemoryOperand {
 
 const FLAGS: usize = offset_of!(Frame, flags);
 const HOST_MXCSR: usize = offset_of!(Frame, host_mxcsr);
-const HOST_FCW: usize = offset_of!(Frame, host_fcw);
 const GUEST_MXCSR: usize = offset_of!(Frame, state.mxcsr);
 const FX: usize = offset_of!(Frame, fx);
-const FX_MXCSR: usize = FX + offset_of!(FxArea, mxcsr);
 
 fn gpr_offset(slot: usize) -> usize {
     offset_of!(Frame, gpr) + 8 * slot
 }
 
 /// Where every stub goes whose instruction raised a SIMD exception: keeps the guest's MXCSR
-/// with its new exception flags, restores the host's state and returns 1.
+/// with its new exception flags and the x87 state, restores the host's and returns 1.
 ///
 /// # Errors
 /// Never, in practice: the instructions are constant.
@@ -80,7 +79,9 @@ pub(crate) fn fault_exit() -> Result<Vec<u8>, IcedError> {
     let mut code = Assembler::new();
     code.frame(Code::Stmxcsr_m32, GUEST_MXCSR)?;
     code.frame(Code::Ldmxcsr_m32, HOST_MXCSR)?;
-    code.plain(Code::Emms)?;
+    // Of use only if the stub loaded the guest's, see `policy::is_mixed`.
+    code.frame(Code::Fxsave64_m512byte, FX)?;
+    code.plain(Code::Fninit)?;
     if Features::host().avx {
         code.plain(Code::VEX_Vzeroupper)?;
     }
@@ -140,16 +141,13 @@ fn loads_flags(shape: &Shape) -> bool {
     shape.flags_read != 0 || shape.canonical.rflags_undefined() != 0 && shape.flags_written != 0
 }
 
-/// Saves what of the host's state the guest's instruction would change, loads the guest's.
+/// Loads the guest's control registers.
 fn enter(code: &mut Assembler, shape: &Shape) -> Result<(), IcedError> {
     if shape.fx {
-        code.frame(Code::Fnstcw_m2byte, HOST_FCW)?;
-        // FXRSTOR loads MXCSR too: let it load what is there.
-        code.frame(Code::Stmxcsr_m32, FX_MXCSR)?;
+        // Loads MXCSR too: the frame's image holds the host's.
         code.frame(Code::Fxrstor64_m512byte, FX)?;
     }
     if shape.mxcsr {
-        code.frame(Code::Stmxcsr_m32, HOST_MXCSR)?;
         code.frame(Code::Ldmxcsr_m32, GUEST_MXCSR)?;
     }
     Ok(())
@@ -163,9 +161,7 @@ fn leave(code: &mut Assembler, shape: &Shape) -> Result<(), IcedError> {
     }
     if shape.fx {
         code.frame(Code::Fxsave64_m512byte, FX)?;
-        // Clears pending exceptions, so that FLDCW, which waits, does not raise them.
         code.plain(Code::Fninit)?;
-        code.frame(Code::Fldcw_m2byte, HOST_FCW)?;
     }
     if shape.mmx {
         code.plain(Code::Emms)?;
