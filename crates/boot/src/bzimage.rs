@@ -10,6 +10,7 @@ use crate::layout::{HIGH_MEMORY, LOW_RAM_END_MAX, RSDP};
 use crate::le::{self, Fields};
 use crate::{BootPlan, Entry, Error, place};
 use memory::{GuestMemory, PAGE_SIZE};
+use std::fmt;
 use std::ops::Range;
 use x86::{Gpr, VcpuState};
 
@@ -90,7 +91,7 @@ pub enum BzImageError {
 }
 
 /// A bzImage, its header checked.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct BzImage<'a> {
     file: &'a [u8],
     /// Boot protocol, major version in the high byte.
@@ -110,6 +111,16 @@ pub struct BzImage<'a> {
     command_line_max: u32,
 }
 
+impl fmt::Debug for BzImage<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BzImage")
+            .field("version", &format_args!("{:#x}", self.version))
+            .field("load_address", &format_args!("{:#x}", self.load_address))
+            .field("end", &format_args!("{:#x}", self.end))
+            .finish_non_exhaustive()
+    }
+}
+
 impl<'a> BzImage<'a> {
     /// Checks the header of a file that [`detect`](crate::detect) took for a bzImage.
     ///
@@ -127,7 +138,7 @@ impl<'a> BzImage<'a> {
         let header_end = 0x202 + usize::from(header.u8(offset::JUMP));
         let code = header.code(file, version)?;
         let load_address = header.load_address(version)?;
-        let end = header.end(version, load_address + code.len() as u64)?;
+        let end = header.end(version, load_address, code.len() as u64)?;
         let from = |since, at| (version >= since).then(|| header.u32(at));
         let xloadflags = header.u16(offset::XLOADFLAGS);
         Ok(Self {
@@ -313,17 +324,260 @@ impl<'a> Header<'a> {
         Ok(address)
     }
 
-    /// Where the memory ends that the kernel takes before it has read its memory map:
-    /// `code_end`, or the end of what it unpacks to.
-    fn end(&self, version: u16, code_end: u64) -> Result<u64, BzImageError> {
+    /// Where the memory ends that the kernel takes before it has read its memory map: behind its
+    /// code, and behind what it unpacks to.
+    fn end(&self, version: u16, load_address: u64, code_len: u64) -> Result<u64, BzImageError> {
+        let code_end = load_address + code_len;
         if version < 0x20a {
             return Ok(code_end);
         }
-        let preferred = self.u64(offset::PREF_ADDRESS);
-        preferred
+        // A kernel that can't be relocated moves itself to where it prefers to run.
+        let run_address = self.u64(offset::PREF_ADDRESS).max(load_address);
+        run_address
             .checked_add(u64::from(self.u32(offset::INIT_SIZE)))
             .map(|end| end.max(code_end))
             .filter(|end| *end <= LOW_RAM_END_MAX)
-            .ok_or(BzImageError::Address(preferred))
+            .ok_or(BzImageError::Address(run_address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load;
+    use crate::testing::{CODE_LEN, bzimage, machine, plan};
+    use x86::{Cr0, Efer};
+
+    const PREFERRED: u64 = 0x100_0000;
+    const END: u64 = 0x140_0000;
+
+    fn with(at: usize, bytes: &[u8]) -> Vec<u8> {
+        let mut file = bzimage();
+        file[at..at + bytes.len()].copy_from_slice(bytes);
+        file
+    }
+
+    fn parse_error(file: &[u8]) -> BzImageError {
+        BzImage::parse(file).unwrap_err()
+    }
+
+    #[test]
+    fn a_relocatable_kernel_goes_where_it_prefers_and_starts_in_long_mode() {
+        let (memory, board) = machine(128).unwrap();
+        let state = load(&memory, &plan(board, &bzimage())).unwrap();
+        assert_eq!(state.rip, PREFERRED + 0x200);
+        assert!(state.efer.contains(Efer::LMA));
+        assert_eq!(state.gpr[Gpr::Rsi as usize], ZERO_PAGE);
+        let mut code = [0; CODE_LEN + 1];
+        memory.read(PREFERRED, &mut code).unwrap();
+        assert!(code[..CODE_LEN].iter().all(|b| *b == 0x90) && code[CODE_LEN] == 0);
+    }
+
+    #[test]
+    fn a_preferred_address_is_rounded_up_to_the_alignment() {
+        let file = with(offset::PREF_ADDRESS, &0x100_1000u64.to_le_bytes());
+        let kernel = BzImage::parse(&file).unwrap();
+        assert_eq!(kernel.load_address, 0x120_0000);
+        assert_eq!(kernel.end, 0x160_0000);
+    }
+
+    #[test]
+    fn a_kernel_that_is_not_relocatable_goes_to_code32_start() {
+        let (memory, board) = machine(128).unwrap();
+        let state = load(
+            &memory,
+            &plan(board, &with(offset::RELOCATABLE_KERNEL, &[0])),
+        )
+        .unwrap();
+        assert_eq!(state.rip, 0x10_0200);
+        assert_eq!(memory.load::<u8>(0x10_0000), Ok(0x90));
+    }
+
+    #[test]
+    fn the_entry_follows_the_plan_and_what_the_kernel_has() {
+        let (memory, board) = machine(128).unwrap();
+        let without = with(offset::XLOADFLAGS, &[0, 0]);
+        for (file, entry, expected) in [
+            (bzimage(), Entry::Auto, PREFERRED + 0x200),
+            (bzimage(), Entry::Bits64, PREFERRED + 0x200),
+            (bzimage(), Entry::Bits32, PREFERRED),
+            (without.clone(), Entry::Auto, PREFERRED),
+            (without.clone(), Entry::Bits32, PREFERRED),
+        ] {
+            let plan = BootPlan {
+                entry,
+                ..plan(board, &file)
+            };
+            let state = load(&memory, &plan).unwrap();
+            assert_eq!(state.rip, expected);
+            assert_eq!(state.cr0.contains(Cr0::PG), expected != PREFERRED);
+        }
+        let plan = BootPlan {
+            entry: Entry::Bits64,
+            ..plan(board, &without)
+        };
+        let error = load(&memory, &plan).unwrap_err();
+        assert!(matches!(error, Error::BzImage(BzImageError::No64BitEntry)));
+    }
+
+    #[test]
+    fn boot_parameters_say_what_was_loaded() {
+        let (memory, board) = machine(4096).unwrap();
+        let file = bzimage();
+        let initrd: [&[u8]; 2] = [&[1; 10], &[2; 20]];
+        let plan = BootPlan {
+            initrd: &initrd,
+            command_line: "console=ttyS0",
+            rng_seed: Some([9; 32]),
+            ..plan(board, &file)
+        };
+        load(&memory, &plan).unwrap();
+        let mut page = [0; PAGE_SIZE];
+        memory.read(ZERO_PAGE, &mut page).unwrap();
+        let field = |at| le::u32(&page, at).unwrap();
+
+        assert_eq!(page[0x1f1..0x210], file[0x1f1..0x210], "the setup header");
+        assert_eq!(page[offset::TYPE_OF_LOADER], 0xff);
+        assert_eq!(field(offset::CODE32_START), PREFERRED as u32);
+        assert_eq!(field(offset::RAMDISK_SIZE), 32);
+        // 2 GiB is the kernel's limit, though there are 3 GiB below the devices.
+        assert_eq!(field(offset::RAMDISK_IMAGE), 0x7fff_f000);
+        assert_eq!(memory.load::<u8>(0x7fff_f000 + 12), Ok(2));
+        assert_eq!(le::u64(&page, offset::ACPI_RSDP_ADDR), Some(RSDP));
+        let mut line = [0; 14];
+        memory
+            .read(field(offset::CMD_LINE_PTR).into(), &mut line)
+            .unwrap();
+        assert_eq!(&line, b"console=ttyS0\0");
+        assert_eq!(page[offset::EXT_MEM_K..][..2], [0xff, 0xff]);
+        assert_eq!(field(offset::ALT_MEM_K), (3 << 20) - 1024);
+
+        let map = board.layout.e820();
+        assert_eq!(usize::from(page[offset::E820_ENTRIES]), map.len());
+        let last = offset::E820_TABLE + (map.len() - 1) * 20;
+        assert_eq!(le::u64(&page, last), Some(1 << 32));
+        assert_eq!(le::u64(&page, last + 8), Some(1 << 30));
+        assert_eq!(field(last + 16), 1);
+
+        let item = le::u64(&page, offset::SETUP_DATA).unwrap();
+        assert_eq!(memory.load::<u64>(item), Ok(0), "the last of the list");
+        assert_eq!(memory.load::<u32>(item + 8), Ok(SETUP_RNG_SEED));
+        assert_eq!(memory.load::<u32>(item + 12), Ok(32));
+        assert_eq!(memory.load::<u8>(item + 16 + 31), Ok(9));
+    }
+
+    #[test]
+    fn fields_of_other_boot_parameters_are_not_taken_from_the_file() {
+        let (memory, board) = machine(128).unwrap();
+        let mut file = bzimage();
+        file[..0x1f1].fill(0xee);
+        file[offset::HEADER_END_MAX..0x400].fill(0xee);
+        // The longest header that the jump can tell.
+        file[offset::JUMP] = 0xff;
+        load(&memory, &plan(board, &file)).unwrap();
+        let mut page = [0; PAGE_SIZE];
+        memory.read(ZERO_PAGE, &mut page).unwrap();
+        assert!(!page.contains(&0xee));
+    }
+
+    #[test]
+    fn the_initrd_lies_above_all_that_the_kernel_unpacks_to() {
+        let (memory, board) = machine(64).unwrap();
+        let file = bzimage();
+        let room = (64 << 20) - END;
+        for (len, fits) in [(room, true), (room + 1, false)] {
+            let part = vec![3; len as usize];
+            let plan = BootPlan {
+                initrd: &[&part],
+                ..plan(board, &file)
+            };
+            match load(&memory, &plan) {
+                Ok(_) => assert!(fits),
+                Err(Error::InitrdDoesNotFit { room: told, .. }) => assert!(!fits && told == room),
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!(memory.load::<u8>(END), Ok(3));
+    }
+
+    #[test]
+    fn a_kernel_without_room_to_unpack_says_how_much_memory_it_needs() {
+        let (memory, board) = machine(64).unwrap();
+        let file = with(offset::INIT_SIZE, &0x337_8000u32.to_le_bytes());
+        let error = load(&memory, &plan(board, &file)).unwrap_err();
+        assert!(matches!(
+            error,
+            Error::KernelDoesNotFit {
+                end: 0x437_8000,
+                ..
+            }
+        ));
+        assert!(
+            error
+                .to_string()
+                .ends_with("give the guest at least 68 MiB")
+        );
+    }
+
+    #[test]
+    fn old_protocols_are_named_and_their_fields_not_used() {
+        let error = parse_error(&with(offset::VERSION, &0x201u16.to_le_bytes()));
+        assert_eq!(error, BzImageError::OldProtocol(0x201));
+        assert!(error.to_string().contains("2.01"));
+        assert_eq!(
+            parse_error(&with(offset::LOADFLAGS, &[0])),
+            BzImageError::ZImage
+        );
+
+        // 2.02: no relocation, no 64-bit entry, no limits of its own.
+        let file = with(offset::VERSION, &0x202u16.to_le_bytes());
+        let old = BzImage::parse(&file).unwrap();
+        assert_eq!(old.load_address, 0x10_0000);
+        assert_eq!(old.end, 0x10_0000 + CODE_LEN as u64);
+        assert!(!old.has_64_bit_entry());
+        assert_eq!((old.command_line_max, old.initrd_last), (255, 0x37ff_ffff));
+    }
+
+    #[test]
+    fn a_truncated_file_is_named() {
+        let file = bzimage();
+        for len in [0x206, 0x28f, 0x300, 0x400, file.len() - 16] {
+            let error = parse_error(&file[..len]);
+            assert!(matches!(error, BzImageError::Truncated { have, .. } if have == len as u64));
+        }
+        // The size is in units of 16 bytes; the last one need not be whole.
+        assert!(BzImage::parse(&file[..file.len() - 15]).is_ok());
+    }
+
+    #[test]
+    fn addresses_that_no_kernel_can_have_are_refused() {
+        for bad in [0u64, 0xc000_0000, 1 << 40, u64::MAX] {
+            let file = with(offset::PREF_ADDRESS, &bad.to_le_bytes());
+            assert!(
+                matches!(parse_error(&file), BzImageError::Address(_)),
+                "{bad:#x}"
+            );
+        }
+        for bad in [0u32, 3, u32::MAX] {
+            let file = with(offset::KERNEL_ALIGNMENT, &bad.to_le_bytes());
+            assert_eq!(parse_error(&file), BzImageError::Alignment(bad));
+        }
+        let huge = with(offset::INIT_SIZE, &u32::MAX.to_le_bytes());
+        assert_eq!(parse_error(&huge), BzImageError::Address(PREFERRED));
+    }
+
+    #[test]
+    fn the_command_line_has_the_kernels_limit() {
+        let (memory, board) = machine(128).unwrap();
+        let file = with(offset::CMDLINE_SIZE, &4u32.to_le_bytes());
+        let with_line = |command_line| BootPlan {
+            command_line,
+            ..plan(board, &file)
+        };
+        assert!(load(&memory, &with_line("1234")).is_ok());
+        assert!(matches!(
+            load(&memory, &with_line("12345")),
+            Err(Error::CommandLineTooLong { len: 5, max: 4 })
+        ));
     }
 }

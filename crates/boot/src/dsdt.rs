@@ -6,8 +6,8 @@ use crate::layout::{self, pm};
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal,
-    IO, If, Interrupt, Memory32Fixed, Method, Name, NotEqual, Or, PackageBuilder, Path,
-    ResourceTemplate, Return, Scope, Uuid,
+    IO, If, Interrupt, Local, Memory32Fixed, Method, Name, NotEqual, Or, PackageBuilder, Path,
+    ResourceTemplate, Return, Scope, Store, Uuid,
 };
 use acpi_tables::aml::{ONE, ZERO};
 
@@ -135,8 +135,10 @@ fn operating_system_capabilities() -> Vec<u8> {
     const GRANTED: u8 = 1 << 4;
     const UNKNOWN_UUID: u8 = 1 << 2;
     const UNKNOWN_REVISION: u8 = 1 << 3;
+    const CAPABILITIES_MASKED: u8 = 1 << 4;
 
     let (uuid, revision, buffer) = (Arg(0), Arg(1), Arg(3));
+    let granted = Local(0);
     let status = Path::new("CDW1");
     let control = Path::new("CDW3");
     let mut method = Vec::new();
@@ -155,7 +157,12 @@ fn operating_system_capabilities() -> Vec<u8> {
                         &NotEqual::new(&revision, &ONE),
                         vec![&Or::new(&status, &status, &UNKNOWN_REVISION)],
                     ),
-                    &And::new(&control, &control, &GRANTED),
+                    &And::new(&granted, &control, &GRANTED),
+                    &If::new(
+                        &NotEqual::new(&granted, &control),
+                        vec![&Or::new(&status, &status, &CAPABILITIES_MASKED)],
+                    ),
+                    &Store::new(&control, &granted),
                 ],
             ),
             &Else::new(vec![&Or::new(&status, &status, &UNKNOWN_UUID)]),

@@ -214,3 +214,149 @@ fn start_info(plan: &BootPlan, initrd: Option<Range<u64>>) -> Fields<PAGE_SIZE> 
     }
     page
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Segment as Part, elf32, elf64, machine, plan};
+    use crate::{le, load};
+    use x86::Cr0;
+
+    const BASE: u64 = 0x100_0000;
+
+    fn part(address: u64, bytes: &'static [u8], memory: u64) -> Part {
+        Part {
+            address,
+            bytes,
+            memory,
+        }
+    }
+
+    fn two_parts() -> [Part; 2] {
+        [part(BASE, b"code", 4), part(BASE + 0x1000, b"data", 0x3000)]
+    }
+
+    #[test]
+    fn both_classes_are_loaded_and_entered_in_protected_mode() {
+        let files = [
+            elf64(BASE + 1, &two_parts()),
+            elf32(BASE as u32 + 1, &two_parts()),
+        ];
+        for file in files {
+            let (memory, board) = machine(64).unwrap();
+            memory.write(BASE + 0x1000, &[0xff; 0x4000]).unwrap();
+            let state = load(&memory, &plan(board, &file)).unwrap();
+            assert_eq!(
+                (state.rip, state.gpr[Gpr::Rbx as usize]),
+                (BASE + 1, START_INFO)
+            );
+            assert!(!state.cr0.contains(Cr0::PG));
+            let mut segment = vec![0; 0x3001];
+            memory.read(BASE + 0x1000, &mut segment).unwrap();
+            assert_eq!(&segment[..4], b"data");
+            assert!(segment[4..0x3000].iter().all(|b| *b == 0), "cleared");
+            assert_eq!(segment[0x3000], 0xff, "and no more");
+        }
+    }
+
+    #[test]
+    fn start_info_says_what_was_loaded() {
+        let (memory, board) = machine(4096).unwrap();
+        let file = elf64(BASE, &two_parts());
+        let plan = BootPlan {
+            initrd: &[&[5; 100]],
+            command_line: "root=/dev/vda",
+            ..plan(board, &file)
+        };
+        load(&memory, &plan).unwrap();
+        let mut page = [0; PAGE_SIZE];
+        memory.read(START_INFO, &mut page).unwrap();
+        let inside = |at: usize| (le::u64(&page, at).unwrap() - START_INFO) as usize;
+        assert_eq!(
+            (le::u32(&page, 0), le::u32(&page, 4)),
+            (Some(0x336e_c578), Some(1))
+        );
+        assert_eq!(le::u64(&page, 32), Some(RSDP));
+        let mut line = [0; 14];
+        memory.read(le::u64(&page, 24).unwrap(), &mut line).unwrap();
+        assert_eq!(&line, b"root=/dev/vda\0");
+
+        assert_eq!(le::u32(&page, 12), Some(1));
+        let module = inside(16);
+        let initrd = le::u64(&page, module).unwrap();
+        assert_eq!((initrd % 4096, le::u64(&page, module + 8)), (0, Some(100)));
+        assert_eq!(memory.load::<u8>(initrd + 99), Ok(5));
+
+        let map = inside(40);
+        let count = le::u32(&page, 48).unwrap() as usize;
+        let entries: Vec<_> = (0..count).map(|n| map + n * 24).collect();
+        let ram: u64 = entries
+            .iter()
+            .filter(|at| le::u32(&page, **at + 16) == Some(1))
+            .map(|at| le::u64(&page, at + 8).unwrap())
+            .sum();
+        assert_eq!(ram, memory.ram_bytes() - 0x1000, "all RAM but the EBDA");
+    }
+
+    #[test]
+    fn segments_must_lie_in_low_ram_apart_from_each_other() {
+        let (memory, board) = machine(64).unwrap();
+        let refused = |file: &[u8]| load(&memory, &plan(board, file)).unwrap_err();
+        for bad in [0, 0xf_f000, 0xbfff_fffd, u64::MAX - 1] {
+            let file = elf64(bad, &[part(bad, b"code", 4)]);
+            let error = refused(&file);
+            assert!(
+                matches!(error, Error::Elf(ElfError::Segment(at)) if at == bad),
+                "{error}"
+            );
+        }
+        let overlapping = elf64(BASE, &[part(BASE, b"code", 5), part(BASE + 4, b"data", 4)]);
+        let error = refused(&overlapping);
+        assert!(matches!(error, Error::Elf(ElfError::Overlap(at)) if at == BASE + 4));
+        let beyond = elf64(BASE, &[part(BASE, b"code", 64 << 20)]);
+        assert!(matches!(refused(&beyond), Error::KernelDoesNotFit { .. }));
+    }
+
+    #[test]
+    fn the_entry_must_be_there_and_inside() {
+        let (memory, board) = machine(64).unwrap();
+        let refused = |file: &[u8]| load(&memory, &plan(board, file)).unwrap_err();
+        let outside = elf64(BASE + 4, &[part(BASE, b"code", 4)]);
+        assert!(matches!(refused(&outside), Error::Elf(ElfError::Entry(_))));
+        // An address beyond 32 bits is no PVH entry.
+        let wide = elf64(1 << 32 | BASE, &two_parts());
+        assert!(matches!(refused(&wide), Error::Elf(ElfError::NoPvhEntry)));
+        let mut nameless = elf64(BASE, &two_parts());
+        let name = nameless.windows(4).position(|w| w == b"Xen\0").unwrap();
+        nameless[name] = b'Y';
+        assert!(matches!(
+            refused(&nameless),
+            Error::Elf(ElfError::NoPvhEntry)
+        ));
+    }
+
+    #[test]
+    fn damaged_files_and_the_wrong_entry_are_named() {
+        let (memory, board) = machine(64).unwrap();
+        let file = elf64(BASE, &two_parts());
+        let short = &file[..file.len() - 1];
+        let error = load(&memory, &plan(board, short)).unwrap_err();
+        assert!(matches!(error, Error::Elf(ElfError::Truncated)), "{error}");
+        let error = load(&memory, &plan(board, &file[..60])).unwrap_err();
+        assert!(
+            matches!(error, Error::Elf(ElfError::Malformed(_))),
+            "{error}"
+        );
+        let mut many = file.clone();
+        many[56..58].copy_from_slice(&200u16.to_le_bytes());
+        many.resize(64 + 200 * 56, 0);
+        let error = load(&memory, &plan(board, &many)).unwrap_err();
+        assert!(matches!(error, Error::Elf(ElfError::ProgramHeaders(200))));
+        let plan = BootPlan {
+            entry: Entry::Bits64,
+            ..plan(board, &file)
+        };
+        let error = load(&memory, &plan).unwrap_err();
+        assert!(matches!(error, Error::Elf(ElfError::No64BitEntry)));
+    }
+}

@@ -24,6 +24,8 @@ mod le;
 mod load;
 mod place;
 pub mod smbios;
+#[cfg(test)]
+mod testing;
 
 pub use error::Error;
 pub use format::{Format, detect};
