@@ -6,13 +6,17 @@
 
 mod bytewise;
 pub mod i8042;
+pub mod ioapic;
 pub mod pic;
+pub mod pit;
 pub mod ports;
 mod power;
 #[cfg(test)]
 mod testing;
 pub mod uart;
 
+pub use ioapic::IoApic;
 pub use pic::Pic;
+pub use pit::Pit;
 pub use power::{PowerControl, PowerRequest};
 pub use uart::{Uart, UartWires};
