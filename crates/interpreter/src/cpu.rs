@@ -4,6 +4,7 @@ use crate::flags::Flags;
 use crate::int::{Int, PC, Registers, SLOTS};
 use crate::mailbox::Mailbox;
 use crate::op::Op;
+use crate::ops::VectorTable;
 use crate::shared::Shared;
 use crate::tlb::{Tlb, View};
 use lapic::Lapic;
@@ -76,6 +77,8 @@ pub(crate) struct Cpu {
     pub(crate) paravirt: ParavirtState,
     /// x87, MMX and vector registers.
     pub(crate) fpu: Box<Frame>,
+    /// How decoded vector instructions are executed; [`Op::aux`] is the index.
+    pub(crate) vector: VectorTable,
 
     pub(crate) lapic: Lapic,
     pub(crate) nmi_pending: bool,

@@ -70,6 +70,7 @@ impl InterpreterVcpu {
     #[cold]
     #[inline(never)]
     fn decode_block(&mut self) -> Result<Block> {
+        self.bound_tables();
         let linear = self.cpu.code_linear()?;
         let Some(page) = self.cpu.fetch_page(linear)? else {
             // Code outside of memory can't be watched.
@@ -85,6 +86,17 @@ impl InterpreterVcpu {
         }
         let decoded = self.cpu.decode(linear, Purpose::Keep)?;
         Ok(self.cache.insert(offset, self.cpu.code_size, &decoded))
+    }
+}
+
+impl InterpreterVcpu {
+    /// Keeps the table of vector operations bounded, to which decoding adds. Blocks refer to it,
+    /// so they go with it.
+    pub(crate) fn bound_tables(&mut self) {
+        if self.cpu.vector.is_full() {
+            self.cpu.vector.clear();
+            self.cache.clear();
+        }
     }
 }
 
@@ -224,7 +236,7 @@ impl Cpu {
             let mut op = Op::from_instruction(&instruction, self.code_size);
             op.offset = at as u16;
             op.len = instruction.len() as u8;
-            op.run = ops::select(self, &instruction, &mut op);
+            op.run = ops::select(self, &instruction, &fetched.bytes[at..end], &mut op);
             ending = ops::ending(&instruction);
             decoded.ops.push(op);
             decoded.bytes = end as u16;

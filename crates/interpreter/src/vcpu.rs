@@ -150,6 +150,7 @@ impl InterpreterVcpu {
     }
 
     fn try_step(&mut self) -> Result<(), Raised> {
+        self.bound_tables();
         let cpu = &mut self.cpu;
         let shadows = (cpu.sti_shadow, cpu.ss_shadow);
         let trap = cpu.flags.system().contains(Rflags::TF);

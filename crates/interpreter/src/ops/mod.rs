@@ -7,6 +7,8 @@ mod integer;
 mod system;
 mod vector;
 
+pub(crate) use vector::VectorTable;
+
 use crate::cpu::{Cpu, Result};
 use crate::int::PC;
 use crate::op::{Handler, Op};
@@ -23,14 +25,20 @@ pub(crate) enum Ending {
     Jump,
 }
 
-/// The handler for `instruction`. `op` has its operands already; a family may change them.
-pub(crate) fn select(cpu: &Cpu, instruction: &Instruction, op: &mut Op) -> Handler {
+/// The handler for `instruction`, which was decoded from `code`. `op` has its operands already; a
+/// family may change them.
+pub(crate) fn select(
+    cpu: &mut Cpu,
+    instruction: &Instruction,
+    code: &[u8],
+    op: &mut Op,
+) -> Handler {
     if instruction.is_invalid() {
         return undefined;
     }
     integer::select(cpu, instruction, op)
         .or_else(|| system::select(cpu, instruction, op))
-        .or_else(|| vector::select(cpu, instruction, op))
+        .or_else(|| vector::select(cpu, instruction, code, op))
         .unwrap_or(undefined)
 }
 
