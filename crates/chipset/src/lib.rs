@@ -4,6 +4,7 @@
 //! number nor a vCPU; what connects to what is decided where the board is put together.
 #![forbid(unsafe_code)]
 
+pub mod acpi_pm;
 mod bytewise;
 pub mod i8042;
 pub mod ioapic;
@@ -15,6 +16,7 @@ mod power;
 mod testing;
 pub mod uart;
 
+pub use acpi_pm::AcpiPm;
 pub use ioapic::IoApic;
 pub use pic::Pic;
 pub use pit::Pit;

@@ -141,7 +141,8 @@ impl Pit {
 
     fn read_port_b(&self, tick: u64) -> u8 {
         let mut value = self.port_b;
-        if tick / spec::REFRESH_TICKS & 1 != 0 {
+        let refreshes = tick / spec::REFRESH_TICKS;
+        if refreshes & 1 != 0 {
             value |= spec::PORT_B_REFRESH;
         }
         if self.counters[2].out(tick) {
