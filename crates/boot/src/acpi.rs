@@ -153,6 +153,7 @@ fn fadt(dsdt: u32) -> impl Aml {
         Flags::ProcC1,
         Flags::SlpButton,
         Flags::FixRtc,
+        Flags::TmrValExt,
         Flags::ResetRegSup,
     ] {
         fadt = fadt.flag(flag);
@@ -372,6 +373,7 @@ mod tests {
         assert_eq!(fadt[116..129], [1, 8, 0, 1, 0xf9, 0xc, 0, 0, 0, 0, 0, 0, 6]);
         let flags = le::u32(fadt, 112).unwrap();
         assert_eq!(flags >> 4 & 1, 0, "the power button is fixed hardware");
+        assert_eq!(flags >> 8 & 1, 1, "a PM timer of 32 bits");
         assert_eq!(flags >> 10 & 1, 1, "RESET_REG_SUP");
         assert_eq!(flags >> 20 & 1, 0, "not hardware-reduced");
     }

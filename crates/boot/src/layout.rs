@@ -80,7 +80,7 @@ pub mod pm {
     pub const PM1A_EVENT: u16 = 0x600;
     /// PM1a control, 2 bytes.
     pub const PM1A_CONTROL: u16 = 0x604;
-    /// PM timer, 4 bytes.
+    /// PM timer, all of its 32 bits count; 4 bytes.
     pub const TIMER: u16 = 0x608;
     /// General-purpose event block 0: status and enable, [`GPE0_LEN`] bytes together.
     pub const GPE0: u16 = 0x620;

@@ -1,7 +1,7 @@
 //! How a guest starts: the machine's address map, kernel loaders, the tables that firmware would
 //! have left behind, and the registers of the first vCPU.
 //!
-//! [`load`] does all of it for a kernel that is given as a file: it works out what the file is
+//! [`load()`] does all of it for a kernel that is given as a file: it works out what the file is
 //! ([`detect`]), puts kernel, initrd, command line and tables into guest memory and returns the
 //! state in which the boot processor begins. Everything it reads is hostile: whatever the bytes,
 //! the answer is a started kernel or an [`Error`] of one line.
