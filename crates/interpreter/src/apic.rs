@@ -4,6 +4,11 @@ use crate::cpu::Cpu;
 use crate::shared::Shared;
 
 impl Cpu {
+    /// The local APIC's registers, as the guest means them.
+    pub(crate) fn apic_state(&self) -> x86::ApicState {
+        self.lapic.state()
+    }
+    pub(crate) fn offer_restored_eoi(&mut self) {}
     pub(crate) fn apic_access(
         &mut self,
         _gpa: u64,

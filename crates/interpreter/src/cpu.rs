@@ -3,6 +3,7 @@
 use crate::flags::Flags;
 use crate::int::{Int, PC, Registers, SLOTS};
 use crate::mailbox::Mailbox;
+use crate::model::Model;
 use crate::op::Op;
 use crate::ops::VectorTable;
 use crate::shared::Shared;
@@ -81,6 +82,11 @@ pub(crate) struct Cpu {
     pub(crate) vector: VectorTable,
 
     pub(crate) lapic: Lapic,
+    /// The guest was told that it may end the interrupt in service without a write to EOI (KVM's
+    /// paravirtual EOI).
+    pub(crate) eoi_offered: bool,
+    /// kvmclock's page must be written anew before the guest runs.
+    pub(crate) clock_page_stale: bool,
     pub(crate) nmi_pending: bool,
     pub(crate) nmi_blocked: bool,
     /// Interrupts are held off until after the next instruction (STI).
@@ -103,6 +109,8 @@ pub(crate) struct Cpu {
     pub(crate) platform: Option<Arc<dyn engine::Platform>>,
     /// This vCPU's number.
     pub(crate) index: usize,
+    /// What CPUID shows.
+    pub(crate) model: Model,
 
     /// The block that runs must end after the current instruction.
     pub(crate) stop: bool,

@@ -23,12 +23,12 @@ mod cpu;
 pub mod cpuid;
 mod debug;
 mod decode;
-
 mod events;
 mod flags;
 mod int;
 mod interpreter;
 mod mailbox;
+mod model;
 mod op;
 mod ops;
 mod paging;

@@ -324,14 +324,24 @@ impl Cpu {
         let mut pdpte = [0; 4];
         for (index, entry) in (0..).zip(&mut pdpte) {
             *entry = self.load_entry((cr3 & 0xffff_ffe0) + 8 * index, 8).bits();
-            // Bits 2:1, 8:5 and the address bits that the CPU has not.
-            if *entry & 1 != 0 && *entry & (0x1e6 | RESERVED_ADDRESS | 0xfff << 52) != 0 {
+            if !is_valid_pdpte(*entry) {
                 return self.general_protection(0);
             }
         }
         self.pdpte = pdpte;
         Ok(())
     }
+}
+
+/// Whether `entry` may be loaded as a page-directory-pointer register: not present, or without
+/// reserved bits (2:1, 8:5 and the address bits that the CPU has not).
+pub(crate) const fn is_valid_pdpte(entry: u64) -> bool {
+    entry & 1 == 0 || entry & (0x1e6 | RESERVED_ADDRESS | 0xfff << 52) == 0
+}
+
+/// Whether all eight memory types in `pat` exist (SDM vol. 3, 12.12.2).
+pub(crate) fn is_valid_pat(pat: u64) -> bool {
+    pat.to_le_bytes().iter().all(|t| matches!(t, 0 | 1 | 4..=7))
 }
 
 /// The address in an entry that maps a page of `1 << shift` bytes.
