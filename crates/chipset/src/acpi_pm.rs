@@ -24,13 +24,13 @@ mod spec {
     pub(super) const STATUS: u16 = EVENTS | WAKE;
 
     /// 4.8.3.2: PM1 control.
+    /// Always set: there is no SMI command port (FADT: 0), so no way out of ACPI mode (4.8.2.5).
     pub(super) const SCI_ENABLE: u16 = 1 << 0;
     pub(super) const BUS_MASTER_RELOAD: u16 = 1 << 1;
     pub(super) const SLEEP_TYPE_SHIFT: u32 = 10;
     pub(super) const SLEEP_TYPE: u16 = 7 << SLEEP_TYPE_SHIFT;
     /// Write-only.
     pub(super) const SLEEP_ENABLE: u16 = 1 << 13;
-    /// SCI_EN is the firmware's to change, through the SMI command port.
     pub(super) const CONTROL_WRITABLE: u16 = BUS_MASTER_RELOAD | SLEEP_TYPE;
 
     /// 4.8.2.1: the timer's frequency in Hz.
@@ -50,14 +50,8 @@ pub mod ports {
     pub const PM_TIMER: u16 = 0x608;
     /// General-purpose event block 0: 16 status, then 16 enable bits; 4 bytes.
     pub const GPE0: u16 = 0x620;
-    /// SMI command port.
-    pub const SMI_COMMAND: u16 = 0xb2;
 }
 
-/// What is written to the SMI command port to enter ACPI mode.
-pub const ACPI_ENABLE: u8 = 0xa1;
-/// What is written to the SMI command port to leave ACPI mode.
-pub const ACPI_DISABLE: u8 = 0xa0;
 /// SLP_TYP of the soft-off state S5, for the `_S5` package of the DSDT.
 pub const SLEEP_TYPE_S5: u8 = 5;
 
@@ -98,10 +92,6 @@ pub struct AcpiPm {
     pm1: Events,
     control: u16,
     gpe0: Events,
-    /// Last command to the firmware.
-    command: u8,
-    /// Data that goes with it.
-    command_data: u8,
     /// Tick of the PM timer up to which changes of its top bit were seen.
     seen: u64,
     /// The level driven on `sci`.
@@ -114,14 +104,13 @@ pub struct AcpiPm {
 
 impl AcpiPm {
     /// The ports that the device decodes: first port and length.
-    pub const PORTS: [(u16, u16); 4] = [
+    pub const PORTS: [(u16, u16); 3] = [
         (ports::PM1_EVENT, 6),
         (ports::PM_TIMER, 4),
         (ports::GPE0, 4),
-        (ports::SMI_COMMAND, 2),
     ];
 
-    /// The registers after power-on, in legacy mode. Events drive `sci`, a level; the guest's
+    /// The registers after power-on, in ACPI mode. Events drive `sci`, a level; the guest's
     /// soft-off goes to `power`.
     pub fn new(
         clock: Clock,
@@ -132,10 +121,8 @@ impl AcpiPm {
         let timer = timers.create();
         let pm = shared(Self {
             pm1: Events::default(),
-            control: 0,
+            control: spec::SCI_ENABLE,
             gpe0: Events::default(),
-            command: 0,
-            command_data: 0,
             seen: clock::ticks(clock.now(), spec::TIMER_HZ),
             sci_level: false,
             clock,
@@ -172,11 +159,9 @@ impl AcpiPm {
         self.seen = self.seen.max(tick);
     }
 
-    /// Whether an event interrupts. In legacy mode events are the firmware's, which has no use
-    /// for them.
+    /// Whether an event interrupts.
     fn sci_active(&self) -> bool {
-        let is_active = self.pm1.is_active() || self.gpe0.is_active();
-        is_active && self.control & spec::SCI_ENABLE != 0
+        self.pm1.is_active() || self.gpe0.is_active()
     }
 
     /// Drives SCI and arms the timer for the next change of the top bit, if that interrupts.
@@ -205,8 +190,6 @@ impl AcpiPm {
             0x605 => (self.control >> 8) as u8,
             ports::PM_TIMER..=0x60b => (tick >> (8 * (port - ports::PM_TIMER))) as u8,
             ports::GPE0..=0x623 => self.gpe0.byte(port - ports::GPE0),
-            ports::SMI_COMMAND => self.command,
-            0xb3 => self.command_data,
             _ => 0xff,
         }
     }
@@ -220,8 +203,6 @@ impl AcpiPm {
             ports::PM1_CONTROL => self.write_control(value.into(), 0x00ff),
             0x605 => self.write_control(u16::from(value) << 8, 0xff00),
             ports::GPE0..=0x623 => self.gpe0.write_byte(port - ports::GPE0, value, u16::MAX),
-            ports::SMI_COMMAND => self.run_command(value),
-            0xb3 => self.command_data = value,
             _ => {}
         }
     }
@@ -233,16 +214,6 @@ impl AcpiPm {
         // Only S5 is announced; other sleep types do nothing.
         if value & spec::SLEEP_ENABLE != 0 && sleep_type == u16::from(SLEEP_TYPE_S5) {
             self.power.power_off();
-        }
-    }
-
-    /// What the firmware's system management code would do.
-    fn run_command(&mut self, command: u8) {
-        self.command = command;
-        match command {
-            ACPI_ENABLE => self.control |= spec::SCI_ENABLE,
-            ACPI_DISABLE => self.control &= !spec::SCI_ENABLE,
-            _ => {}
         }
     }
 }
@@ -285,8 +256,6 @@ pub struct AcpiPmV1 {
     pm1: Events,
     control: u16,
     gpe0: Events,
-    command: u8,
-    command_data: u8,
     seen: u64,
 }
 
@@ -303,8 +272,6 @@ impl Persist for AcpiPm {
             pm1,
             control,
             gpe0,
-            command,
-            command_data,
             seen,
             sci_level: _,
             clock: _,
@@ -316,8 +283,6 @@ impl Persist for AcpiPm {
             pm1: *pm1,
             control: *control,
             gpe0: *gpe0,
-            command: *command,
-            command_data: *command_data,
             seen: *seen,
         }
     }
@@ -327,21 +292,19 @@ impl Persist for AcpiPm {
             pm1,
             control,
             gpe0,
-            command,
-            command_data,
             seen,
         } = state;
         if pm1.status & !spec::STATUS != 0 || pm1.enable & !spec::EVENTS != 0 {
             return Err(Invalid::new("PM1 has reserved events"));
         }
-        if control & !(spec::CONTROL_WRITABLE | spec::SCI_ENABLE) != 0 {
-            return Err(Invalid::new("PM1 control has reserved bits"));
+        if control & !spec::CONTROL_WRITABLE != spec::SCI_ENABLE {
+            return Err(Invalid::new("PM1 control has impossible fixed bits"));
         }
         if seen > self.tick() {
             return Err(Invalid::new("the PM timer is ahead of the machine's time"));
         }
         (self.pm1, self.control, self.gpe0) = (pm1, control, gpe0);
-        (self.command, self.command_data, self.seen) = (command, command_data, seen);
+        self.seen = seen;
         self.sci_level = self.sci_active();
         self.sci.set(self.sci_level);
         self.update();
@@ -352,7 +315,7 @@ impl Persist for AcpiPm {
 impl Device for AcpiPm {
     fn reset(&mut self) {
         (self.pm1, self.gpe0) = (Events::default(), Events::default());
-        (self.control, self.command, self.command_data) = (0, 0, 0);
+        self.control = spec::SCI_ENABLE;
         self.seen = self.tick();
         self.update();
     }

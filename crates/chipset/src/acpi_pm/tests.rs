@@ -15,13 +15,11 @@ impl Rig {
         let requests = Requests::new();
         let sci = bench.wires.line(0);
         let pm = AcpiPm::new(bench.clock.clone(), &bench.timers, sci, requests.clone());
-        let rig = Self {
+        Self {
             bench,
             requests,
             pm,
-        };
-        rig.write(0xb2, Width::Byte, ACPI_ENABLE.into());
-        rig
+        }
     }
 
     fn read(&self, port: u16, width: Width) -> u32 {
@@ -77,20 +75,23 @@ fn the_power_button_interrupts_until_its_status_is_cleared() {
 }
 
 #[test]
-fn events_do_not_interrupt_in_legacy_mode() {
+fn general_purpose_events_interrupt_while_status_and_enable_are_set() {
     let rig = Rig::new();
     rig.write(0x622, Width::Word, 1 << 9);
+    lock(&rig.pm).raise_gpe(8);
+    assert!(!rig.sci());
     lock(&rig.pm).raise_gpe(9);
     assert!(rig.sci());
-    rig.write(0xb2, Width::Byte, ACPI_DISABLE.into());
-    assert!(!rig.sci());
-    assert_eq!(rig.read(0x604, Width::Word), 0);
-    rig.write(0x604, Width::Word, 1);
-    assert_eq!(rig.read(0x604, Width::Word), 0, "SCI_EN is the firmware's");
-    rig.write(0xb2, Width::Byte, ACPI_ENABLE.into());
-    assert!(rig.sci());
+    assert_eq!(rig.read(0x620, Width::Dword), 1 << 25 | 3 << 8);
     rig.write(0x621, Width::Byte, 1 << 1);
     assert!(!rig.sci());
+}
+
+#[test]
+fn the_machine_is_always_in_acpi_mode() {
+    let rig = Rig::new();
+    rig.write(0x604, Width::Word, 0);
+    assert_eq!(rig.read(0x604, Width::Word), 1);
 }
 
 #[test]
@@ -120,15 +121,11 @@ impl Subject for Hostile {
     fn step(&mut self, random: &mut Random) -> u64 {
         let mut pm = lock(&self.0);
         let width = random.pick(&[Width::Byte, Width::Word, Width::Dword]);
-        let port = match random.below(6) {
-            0 => 0xb2,
-            _ => 0x600 + random.below(0x28) as u16,
-        };
+        let port = 0x600 + random.below(0x28) as u16;
         match random.below(8) {
             0..4 => return pm.port_read(port, width).into(),
             4 => pm.press_power_button(),
             5 => pm.raise_gpe(random.below(16) as u8),
-            6 => pm.port_write(0xb2, Width::Byte, ACPI_ENABLE.into()),
             _ => pm.port_write(port, width, random.next() as u32 & width.ones() as u32),
         }
         0
