@@ -102,3 +102,69 @@ fn chain(previous: &sigaction, signal: c_int, info: *mut siginfo_t, context: *mu
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    static SEEN: AtomicUsize = AtomicUsize::new(0);
+
+    extern "C" fn earlier(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
+        SEEN.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Each test is its own process under nextest; under `cargo test` the handler may already
+    /// be installed, so the one before it is set for the chain itself.
+    #[test]
+    fn a_foreign_sigfpe_reaches_the_handler_before_ours() {
+        // SAFETY: all-zero bytes are a valid sigaction.
+        let mut previous: sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+        previous.sa_sigaction = earlier as *const () as usize;
+        previous.sa_flags = libc::SA_SIGINFO;
+        // SAFETY: all-zero bytes are a valid siginfo and context, which `earlier` ignores.
+        let (mut info, mut context): (siginfo_t, ucontext_t) = unsafe {
+            (
+                MaybeUninit::zeroed().assume_init(),
+                MaybeUninit::zeroed().assume_init(),
+            )
+        };
+        chain(
+            &previous,
+            libc::SIGFPE,
+            &raw mut info,
+            (&raw mut context).cast(),
+        );
+        assert_eq!(SEEN.load(Ordering::SeqCst), 1);
+        previous.sa_sigaction = libc::SIG_IGN;
+        chain(
+            &previous,
+            libc::SIGFPE,
+            &raw mut info,
+            (&raw mut context).cast(),
+        );
+        assert_eq!(SEEN.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn only_faults_inside_stubs_are_redirected() {
+        let native = crate::Native::shared().expect("stubs");
+        let start = STUBS.0.load(Ordering::Acquire);
+        assert_ne!(start, 0, "{native:?}");
+        // SAFETY: all-zero bytes are a valid siginfo and context.
+        let (mut info, mut context): (siginfo_t, ucontext_t) = unsafe {
+            (
+                MaybeUninit::zeroed().assume_init(),
+                MaybeUninit::zeroed().assume_init(),
+            )
+        };
+        info.si_code = 3; // FPE_FLTDIV
+        context.uc_mcontext.gregs[libc::REG_RIP as usize] = start as i64 + 100;
+        handler(libc::SIGFPE, &raw mut info, (&raw mut context).cast());
+        assert_eq!(
+            context.uc_mcontext.gregs[libc::REG_RIP as usize],
+            start as i64
+        );
+    }
+}

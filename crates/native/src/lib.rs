@@ -17,7 +17,9 @@
 //! What the CPU does around the instruction stays with the interpreter: `#NM`, `#UD` by CR0,
 //! CR4 and XCR0 ([`Routine::unit`]), address computation, paging, alignment faults
 //! ([`Memory::alignment`]), `#MF` and `#XM` ([`Outcome`]), the x87 instruction and operand
-//! pointers, and the instructions that move whole state ([`image`]).
+//! pointers, FWAIT, fences, prefetches, MOVNTI, LDMXCSR, STMXCSR, VZEROUPPER and VZEROALL
+//! ([`VectorState::zero_upper`], [`VectorState::zero_all`]), and the instructions that move
+//! whole state ([`image`]).
 //!
 //! # Security
 //! A guest chooses the instruction, so what reaches the host is an allow-list, see `policy`:

@@ -11,13 +11,13 @@
 //! 3. Each operand is a general-purpose, XMM, YMM, MM or ST register, an immediate, or one
 //!    ordinary memory operand of 1 to 32 bytes. Masked stores through rDI are not ordinary;
 //!    they, masked moves and gathers never become stubs.
-//! 4. It has a vector operand (or converts a scalar in memory), or is an x87 instruction that is not in [`is_x87_denied`], or is
-//!    on the short list of integer instructions [`is_integer_allowed`]. That leaves out fences,
-//!    prefetches, LDMXCSR, STMXCSR, MOVNTI, VZEROALL and their like, which share features with
-//!    what is allowed.
+//! 4. It has a vector operand (or converts a scalar in memory, [`is_scalar_conversion`]), or is
+//!    EMMS, or an x87 instruction that is not in [`is_x87_denied`], or is on the short list of
+//!    integer instructions [`is_integer_allowed`]. That leaves out fences, prefetches, LDMXCSR,
+//!    STMXCSR, MOVNTI, VZEROALL and their like, which share features with what is allowed.
 //! 5. It is re-encoded by us from its *code* (opcode and operand kinds), operands replaced by
 //!    our own registers and a constant address; no byte of the guest's encoding is copied.
-//!    Immediates and ST(i) are all that is left of the guest's choice.
+//!    Immediates, ST(i) and, in conversions to and from XMM, MMn are left of its choice.
 //!
 //! So the instruction reads and writes registers that the stub owns, and at most 32 bytes at
 //! the start of the frame. It can raise `#XM`, which `fault` catches, and nothing else: `#MF`
@@ -26,7 +26,7 @@
 //!
 //! # Finitely many stubs
 //! Registers are renamed by operand position, memory operands are all alike. What is left is
-//! the code (about a thousand), register or memory form, an immediate byte, and which of at
+//! the code (about 1200), register or memory form, an immediate byte, and which of at
 //! most three general-purpose operands are the same. A test adds up the stubs of all of them
 //! and finds them to fit the pool.
 
@@ -59,7 +59,7 @@ pub enum Refusal {
 /// What executes an instruction: decides the checks the interpreter makes before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
-    /// x87: `#NM` if CR0.EM or CR0.TS; for FWAIT, `#NM` if CR0.MP and CR0.TS.
+    /// x87: `#NM` if CR0.EM or CR0.TS. FWAIT, which only waits, is not run here.
     X87,
     /// MMX registers, perhaps with XMM registers or memory: `#UD` if CR0.EM, `#NM` if CR0.TS.
     Mmx,

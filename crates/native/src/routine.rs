@@ -227,9 +227,11 @@ impl Routine {
             frame.flags = (before & !stub.flags_written | after).into();
         }
         if stub.any_gpr {
-            let slots = stub.gprs.iter().zip(self.binding.gprs).zip(frame.gpr);
-            for ((_, number), value) in slots.filter(|((slot, _), _)| slot.written) {
-                gprs[usize::from(number & 15)] = value;
+            for (n, slot) in stub.gprs.iter().enumerate() {
+                // Only what was stored: a wider load would wait for the store.
+                if slot.written {
+                    gprs[usize::from(self.binding.gprs[n] & 15)] = frame.gpr[n];
+                }
             }
         }
         false
