@@ -1,7 +1,7 @@
 //! 16550A UART (National Semiconductor PC16550D data sheet, June 1995; sections named by its
 //! numbers), wired as a PC's serial port.
 //!
-//! [`Chip`] is the chip: registers and the receiver FIFO, no host. [`Uart`] solders it to an
+//! `Chip` is the chip: registers and the receiver FIFO, no host. [`Uart`] solders it to an
 //! interrupt line, a clock, an output and an input.
 //!
 //! The far end of the cable is a terminal that is always there (CTS, DSR and DCD asserted) and

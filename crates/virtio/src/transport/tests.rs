@@ -244,9 +244,8 @@ fn a_state_of_another_device_is_refused() {
     assert!(Device::restore(&mut other.pci, "x", &mut from).is_err());
 }
 
-#[test]
-fn random_accesses_never_panic() {
-    let mut driver = ready();
+/// A driver that does anything anywhere: registers, configuration space, rings and descriptors.
+fn harass<D: VirtioDevice>(driver: &mut Driver<D>, mut each: impl FnMut(&mut Driver<D>)) {
     let mut seed = 0xda94_2042_e4dd_58b5u64;
     let mut random = move || {
         seed ^= seed << 13;
@@ -255,27 +254,79 @@ fn random_accesses_never_panic() {
         seed
     };
     let widths = [Width::Byte, Width::Word, Width::Dword, Width::Qword];
-    for _ in 0..200_000 {
+    for _ in 0..100_000 {
         let (bits, value) = (random(), random());
         let width = widths[bits as usize % 4];
-        let value = [value, value & 0xffff, value & 15, 1][(bits >> 2) as usize % 4] & width.ones();
-        let offset = [bits >> 16 & 0x3f, bits >> 16 & 0x3fff][(bits >> 4) as usize & 1];
-        let offset = offset.min(0x4000 - 8);
-        match bits >> 5 & 7 {
+        let value = [value, value & 0xffff, value & 15, 1][(bits >> 2) as usize % 4];
+        let value = value & width.ones();
+        let at = bits >> 16 & 0x3fff;
+        let offset = [at & 0x3f, at.min(0x4000 - 8)][(bits >> 4) as usize & 1];
+        match bits >> 5 & 15 {
             0 => drop(driver.pci.bar_read(0, offset, width)),
             1 => drop(driver.pci.config_read(offset as u16 & 0xfc, Width::Dword)),
-            2 => driver
-                .pci
-                .config_write(offset as u16 & 0xfc, Width::Dword, value as u32),
-            3 => driver.memory.store(offset & !7, value).unwrap(),
-            4 if bits >> 8 & 0xff == 0 => driver.start(features::OFFERED),
-            _ => driver.pci.bar_write(0, offset, width, value),
+            2 => {
+                let register = offset as u16 & 0xfc;
+                driver
+                    .pci
+                    .config_write(register, Width::Dword, value as u32);
+            }
+            3 | 4 => driver.pci.bar_write(0, offset, width, value),
+            5 | 6 if !driver.queues.is_empty() => {
+                // Descriptors, the available ring, the used ring.
+                let queue = &driver.queues[at as usize % driver.queues.len()];
+                let part = [queue.descriptors, queue.available, queue.used][bits as usize % 3];
+                let at = part + (at & 0xf8);
+                driver
+                    .memory
+                    .store(at, value & 0x001f_000f_001f_ffff)
+                    .unwrap();
+            }
+            7 if bits >> 40 & 15 == 0 => driver.start(features::OFFERED & !features::VERSION_1),
+            7 => driver.notify(at as u16 & 3),
+            8..12 if !driver.queues.is_empty() => {
+                let index = at as usize % driver.queues.len();
+                let part = (
+                    BUFFERS + (value & 0xfff),
+                    at as u32 & 0x1ff,
+                    bits >> 30 & 1 != 0,
+                );
+                driver.request(index as u16, &[part]);
+            }
+            _ => each(driver),
         }
     }
     let mut out = state::Writer::new();
-    Device::save(&driver.pci, "rng", &mut out);
+    Device::save(&driver.pci, "it", &mut out);
     let mut from = state::Reader::new(out.into_sections());
-    Device::restore(&mut driver.pci, "rng", &mut from).unwrap();
+    Device::restore(&mut driver.pci, "it", &mut from).unwrap();
+    // Whatever happened, a reset makes it good.
+    driver.start(0);
+    assert!(driver.pci.is_live());
+}
+
+#[test]
+fn a_hostile_driver_breaks_only_its_own_device() {
+    let mut driver = Driver::new(rng());
+    let (mut live, mut broken) = (0, 0);
+    harass(&mut driver, |driver| {
+        live += usize::from(driver.pci.is_live());
+        broken += usize::from(driver.status() & status::DEVICE_NEEDS_RESET != 0);
+    });
+    assert!(
+        live > 100 && broken > 100,
+        "{live} times live, {broken} times broken"
+    );
+    driver.request(0, &[(BUFFERS, 8, true)]);
+    assert_eq!(driver.queues[0].take_used(), Some((0, 8)));
+
+    let console = crate::Console::new(Box::new(std::io::sink()), Arc::new(|| {}));
+    let mut driver = Driver::new(console);
+    let mut taken = 0;
+    harass(&mut driver, |driver| {
+        taken += driver.pci.receive(b"some input");
+        driver.pci.resize(taken as u16, 24);
+    });
+    assert!(taken > 100, "{taken} bytes taken");
 }
 
 #[test]
