@@ -6,6 +6,7 @@
 
 pub mod acpi_pm;
 mod bytewise;
+pub mod hpet;
 pub mod i8042;
 pub mod ioapic;
 pub mod pic;
@@ -17,6 +18,7 @@ mod testing;
 pub mod uart;
 
 pub use acpi_pm::AcpiPm;
+pub use hpet::{Hpet, HpetWires};
 pub use ioapic::IoApic;
 pub use pic::Pic;
 pub use pit::Pit;
