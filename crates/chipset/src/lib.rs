@@ -13,6 +13,7 @@ pub mod pic;
 pub mod pit;
 pub mod ports;
 mod power;
+pub mod rtc;
 #[cfg(test)]
 mod testing;
 pub mod uart;
@@ -23,4 +24,5 @@ pub use ioapic::IoApic;
 pub use pic::Pic;
 pub use pit::Pit;
 pub use power::{PowerControl, PowerRequest};
+pub use rtc::{MemorySizes, Rtc};
 pub use uart::{Uart, UartWires};
