@@ -1,1 +1,39 @@
-//! Config to board: vCPU threads, lifecycle, save and restore
+//! Config to board: the only place where an engine meets a device.
+//!
+//! [`Machine`] is one virtual machine: memory, an engine with its vCPUs, and a board of devices
+//! ([`board`]). Its life is a small state machine:
+//!
+//! ```text
+//!            resume            pause
+//!   paused ---------> running ---------> paused     save and restore: only while paused
+//!     |                  |  guest: power-off, reset, exit status, triple fault, debug stop
+//!     |                  +----> paused, with an Event for the owner
+//!     +--- drop ---> stopped (threads ended)
+//! ```
+//!
+//! Order when pausing: vCPUs first (so that no access is under way), then the clock (so that no
+//! timer expires), then the state is read. Resuming goes the other way round. Nobody who holds a
+//! device's lock may pause: devices only *request*, and the owner acts on the [`Event`].
+#![forbid(unsafe_code)]
+
+mod board;
+mod console;
+mod control;
+mod gdb;
+mod interrupts;
+mod machine;
+mod report;
+mod snapshot;
+mod trace;
+mod virtio;
+
+pub use board::{Consoles, Inputs};
+pub use console::ConsoleInput;
+pub use control::Event;
+pub use gdb::serve as serve_gdb;
+pub use machine::{Error, Machine, Payload};
+pub use report::VcpuReport;
+pub use snapshot::Snapshot;
+pub use trace::{TraceSink, parse_kinds};
+
+pub use engine::Kinds;

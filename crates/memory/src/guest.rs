@@ -297,6 +297,26 @@ impl GuestMemory {
         &self.watch
     }
 
+    /// Ranges of offsets in which something was ever written; outside of them all is zero.
+    ///
+    /// # Errors
+    /// If the host can't tell.
+    pub fn written_ranges(&self) -> rustix::io::Result<Vec<std::ops::Range<usize>>> {
+        use rustix::fs::{SeekFrom, seek};
+        let mut ranges = Vec::new();
+        let mut at = 0;
+        loop {
+            let start = match seek(&self.mapping.file, SeekFrom::Data(at)) {
+                Ok(start) => start,
+                // There is no data behind `at`.
+                Err(rustix::io::Errno::NXIO) => return Ok(ranges),
+                Err(error) => return Err(error),
+            };
+            at = seek(&self.mapping.file, SeekFrom::Hole(start))?;
+            ranges.push(start as usize..at as usize);
+        }
+    }
+
     /// The region that holds `gpa`.
     pub fn region(&self, gpa: u64) -> Option<&Region> {
         let at = self
@@ -526,6 +546,8 @@ mod tests {
         .unwrap();
         memory.store((512 << 30) - 8, 42u64).unwrap();
         assert_eq!(memory.load::<u64>((512 << 30) - 8), Ok(42));
+        let end = 512 << 30;
+        assert_eq!(memory.written_ranges().unwrap(), [end - 4096..end]);
     }
 
     #[test]

@@ -1,0 +1,377 @@
+//! One virtual machine, from its shape to its end.
+
+use crate::board::{Board, Consoles, Inputs};
+use crate::control::{self, Control, Event, SharedVcpu};
+use crate::report::VcpuReport;
+use crate::snapshot::{MachineV1, Snapshot};
+use crate::trace::TraceSink;
+use boot::{BootPlan, Layout};
+use clock::Clock;
+use config::{EngineKind, KernelEntry};
+use device::lock;
+use engine::{DebugRequest, Engine, Setup, Vcpu};
+use interpreter::Interpreter;
+use memory::GuestMemory;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use x86::VcpuState;
+
+/// Frequency of the guest's TSC under the software engines, in kHz: a tick is a nanosecond of
+/// machine time, so that no conversion rounds.
+const SOFTWARE_TSC_KHZ: u64 = 1_000_000;
+
+/// What the guest starts with.
+#[derive(Debug, Clone, Default)]
+pub struct Payload {
+    /// The kernel file.
+    pub kernel: Vec<u8>,
+    /// Parts of the initrd, in order.
+    pub initrd: Vec<Vec<u8>>,
+    /// The kernel's command line.
+    pub command_line: String,
+}
+
+/// Why a machine can't be made, started, saved or restored.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The shape can't be.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// The kernel, the initrd or the command line can't be used.
+    #[error(transparent)]
+    Boot(#[from] boot::Error),
+    /// No layout for so much memory.
+    #[error(transparent)]
+    Layout(#[from] boot::LayoutError),
+    /// The host gives no memory.
+    #[error("{0}")]
+    Memory(#[source] memory::SetupError),
+    /// The interpreter can't run on this host.
+    #[error(transparent)]
+    Interpreter(#[from] interpreter::NewError),
+    /// The board can't be put together; a mistake of ours.
+    #[error("the board can't be put together: {0}")]
+    Board(String),
+    /// A thread can't be started.
+    #[error("can't start a thread: {0}")]
+    Thread(#[source] std::io::Error),
+    /// Guest memory can't be read for a snapshot.
+    #[error("can't read the guest's memory: {0}")]
+    Snapshot(#[source] std::io::Error),
+    /// A saved state does not fit.
+    #[error("can't restore: {0}")]
+    State(#[from] state::Error),
+    /// A saved machine has another shape.
+    #[error("can't restore: the saved machine has {0}")]
+    Shape(String),
+}
+
+/// A virtual machine.
+pub struct Machine {
+    config: config::Machine,
+    layout: Layout,
+    payload: Payload,
+    memory: Arc<GuestMemory>,
+    clock: Clock,
+    engine: Arc<dyn Engine>,
+    vcpus: Vec<SharedVcpu>,
+    board: Arc<Board>,
+    inputs: Inputs,
+    control: Arc<Control>,
+    events: Receiver<Event>,
+    threads: Vec<JoinHandle<()>>,
+    running: bool,
+}
+
+impl Machine {
+    /// A machine of the shape `config`, paused, with nothing in memory.
+    ///
+    /// # Errors
+    /// If the shape can't be, or the host lacks something.
+    pub fn new(
+        config: config::Machine,
+        consoles: Consoles,
+        trace: Option<Arc<TraceSink>>,
+    ) -> Result<Self, Error> {
+        config.validate()?;
+        let layout = Layout::new(config.memory)?;
+        let memory = GuestMemory::new(&layout.regions()).map_err(Error::Memory)?;
+        let clock = Clock::stopped_at(0);
+        let setup = Setup {
+            memory: memory.clone(),
+            clock: clock.clone(),
+            cpuid: cpuid(&config),
+            tsc_khz: SOFTWARE_TSC_KHZ,
+            tracer: trace.as_ref().map(|t| (t.clone() as Arc<dyn engine::Tracer>, t.kinds())),
+        };
+        let (engine, vcpus) = create_engine(config.engine, &setup)?;
+        let (control, events) = Control::new(engine.clone(), vcpus.len());
+        let (board, inputs) = Board::new(
+            &layout,
+            &memory,
+            &clock,
+            &engine,
+            Arc::downgrade(&control),
+            consoles,
+            trace,
+        )
+        .map_err(|error| Error::Board(error.to_string()))?;
+        let mut machine = Self {
+            config,
+            layout,
+            payload: Payload::default(),
+            memory,
+            clock,
+            engine,
+            vcpus: vcpus.into_iter().map(|vcpu| Arc::new(Mutex::new(vcpu))).collect(),
+            board,
+            inputs,
+            control,
+            events,
+            threads: Vec::new(),
+            running: false,
+        };
+        machine.spawn().map_err(Error::Thread)?;
+        Ok(machine)
+    }
+
+    fn spawn(&mut self) -> std::io::Result<()> {
+        for (index, vcpu) in self.vcpus.iter().enumerate() {
+            let platform = self.board.clone();
+            self.threads.push(control::spawn(&self.control, index, vcpu, platform)?);
+        }
+        let timers = self.board.timers.clone();
+        let name = "timers".to_owned();
+        self.threads.push(std::thread::Builder::new().name(name).spawn(move || timers.run())?);
+        Ok(())
+    }
+
+    /// Puts the payload and the firmware's tables into memory and the vCPUs where they start.
+    ///
+    /// # Errors
+    /// If the payload is not one that can be started. The machine is then of no further use.
+    pub fn load(&mut self, payload: Payload) -> Result<(), Error> {
+        self.payload = payload;
+        self.start_up()
+    }
+
+    fn start_up(&mut self) -> Result<(), Error> {
+        assert!(!self.running, "a machine is loaded while it is paused");
+        self.board.assign_pci(&self.layout).map_err(|e| Error::Board(e.to_string()))?;
+        let initrd: Vec<&[u8]> = self.payload.initrd.iter().map(Vec::as_slice).collect();
+        let mut seed = [0; 32];
+        let seeded = rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty());
+        let plan = BootPlan {
+            board: boot::firmware::Board {
+                layout: self.layout,
+                vcpus: self.config.cpus,
+                uuid: self.config.uuid,
+            },
+            kernel: &self.payload.kernel,
+            initrd: &initrd,
+            command_line: &self.payload.command_line,
+            entry: match self.config.entry {
+                KernelEntry::Auto => boot::Entry::Auto,
+                KernelEntry::Bits64 => boot::Entry::Bits64,
+                KernelEntry::Bits32 => boot::Entry::Bits32,
+            },
+            rng_seed: seeded.is_ok_and(|n| n == seed.len()).then_some(seed),
+        };
+        let boot_processor = boot::load(&self.memory, &plan)?;
+        for (index, vcpu) in self.vcpus.iter().enumerate() {
+            let state = match index {
+                0 => boot_processor.clone(),
+                _ => boot::firmware::processor(index as u32),
+            };
+            set_state(vcpu, &state)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the guest run.
+    pub fn resume(&mut self) {
+        if !self.running {
+            self.running = true;
+            self.clock.resume();
+            self.board.timers.clock_changed();
+            self.control.resume();
+        }
+    }
+
+    /// Lets the guest run, but of its vCPUs only `index`: a debugger's single step.
+    pub(crate) fn resume_only(&mut self, index: Option<usize>) {
+        self.running = true;
+        self.clock.resume();
+        self.board.timers.clock_changed();
+        self.control.resume_only(index);
+    }
+
+    /// Stops the guest; its time stands still.
+    pub fn pause(&mut self) {
+        self.control.pause();
+        self.clock.pause();
+        self.board.timers.clock_changed();
+        self.running = false;
+    }
+
+    /// Waits for the guest to do something that is the owner's to act on; the machine is paused
+    /// then. `None` after `timeout`: the machine goes on.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> Option<Event> {
+        let event = match timeout {
+            Some(timeout) => match self.events.recv_timeout(timeout) {
+                Ok(event) => event,
+                Err(RecvTimeoutError::Timeout) => return None,
+                Err(RecvTimeoutError::Disconnected) => Event::Quit,
+            },
+            None => self.events.recv().unwrap_or(Event::Quit),
+        };
+        self.pause();
+        Some(event)
+    }
+
+    /// A way for other threads to make [`Machine::wait`] return.
+    pub fn events(&self) -> Sender<Event> {
+        self.control.events()
+    }
+
+    /// Does what the reset button does, and loads the payload again.
+    ///
+    /// # Errors
+    /// As [`Machine::load`].
+    pub fn reset(&mut self) -> Result<(), Error> {
+        self.pause();
+        while self.events.try_recv().is_ok() {}
+        self.board.reset();
+        self.start_up()
+    }
+
+    /// Saves the whole machine, which must be paused.
+    ///
+    /// # Errors
+    /// If the host can't tell which memory was written.
+    pub fn save(&self) -> Result<Snapshot, Error> {
+        assert!(!self.running, "a machine is saved while it is paused");
+        let mut out = state::Writer::new();
+        out.put("machine", &self.shape());
+        for (index, vcpu) in self.vcpus.iter().enumerate() {
+            out.put(&format!("vcpu{index}"), &lock(vcpu).state());
+        }
+        self.board.save(&mut out);
+        Snapshot::new(out.into_bytes(), &self.memory).map_err(Error::Snapshot)
+    }
+
+    /// Takes over a saved machine of the same shape. Called on a fresh one, before anything was
+    /// loaded; on an error it is of no further use.
+    ///
+    /// # Errors
+    /// If the state is damaged, or of a machine of another shape.
+    pub fn restore(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
+        assert!(!self.running, "a machine is restored while it is paused");
+        let mut from = state::Reader::from_bytes(&snapshot.state)?;
+        let saved: MachineV1 = from.take("machine")?;
+        let MachineV1 { cpus, memory, tsc_khz, now } = saved;
+        if (MachineV1 { now: 0, ..self.shape() }) != (MachineV1 { now: 0, ..saved }) {
+            let shape = format!("{cpus} CPUs, {memory} bytes of memory, a TSC of {tsc_khz} kHz");
+            return Err(Error::Shape(shape));
+        }
+        self.clock.set(now);
+        snapshot.fill(&self.memory);
+        self.board.restore(&mut from)?;
+        for (index, vcpu) in self.vcpus.iter().enumerate() {
+            let state: VcpuState = from.take(&format!("vcpu{index}"))?;
+            set_state(vcpu, &state)?;
+        }
+        Ok(from.finish()?)
+    }
+
+    fn shape(&self) -> MachineV1 {
+        MachineV1 {
+            cpus: self.config.cpus,
+            memory: self.config.memory,
+            tsc_khz: SOFTWARE_TSC_KHZ,
+            now: self.clock.now(),
+        }
+    }
+
+    /// Pictures of all vCPUs, which must stand.
+    pub fn reports(&self) -> Vec<VcpuReport> {
+        let numbered = self.vcpus.iter().enumerate();
+        numbered.map(|(i, vcpu)| VcpuReport::new(i, &**lock(vcpu), &self.memory)).collect()
+    }
+
+    /// What the engine counted, by vCPU.
+    pub fn statistics(&self) -> Vec<Vec<(&'static str, u64)>> {
+        self.vcpus.iter().map(|vcpu| lock(vcpu).statistics()).collect()
+    }
+
+    /// The engine's name.
+    pub fn engine_name(&self) -> &'static str {
+        self.engine.name()
+    }
+
+    /// Input of the consoles.
+    pub fn inputs(&self) -> &Inputs {
+        &self.inputs
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    /// Number of vCPUs.
+    pub fn vcpus(&self) -> usize {
+        self.vcpus.len()
+    }
+
+    /// Calls `look` with vCPU `index`, which must stand.
+    pub fn with_vcpu<T>(&self, index: usize, look: impl FnOnce(&mut dyn Vcpu) -> T) -> T {
+        look(&mut **lock(&self.vcpus[index]))
+    }
+
+    /// What a debugger wants to stop for, on all vCPUs.
+    pub fn set_debug(&self, request: &DebugRequest) {
+        for vcpu in &self.vcpus {
+            lock(vcpu).set_debug(request);
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.control.stop();
+        self.board.timers.stop();
+        self.inputs.close();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn set_state(vcpu: &SharedVcpu, state: &VcpuState) -> Result<(), Error> {
+    lock(vcpu).set_state(state).map_err(|source| {
+        Error::State(state::Error::Invalid {
+            kind: <VcpuState as state::Saved>::KIND,
+            instance: "a vCPU".into(),
+            source,
+        })
+    })
+}
+
+type Created = (Arc<dyn Engine>, Vec<Box<dyn Vcpu>>);
+
+fn create_engine(kind: EngineKind, setup: &Setup) -> Result<Created, Error> {
+    match kind {
+        EngineKind::Auto | EngineKind::Interpreter => {
+            let (engine, vcpus) = Interpreter::create(setup)?;
+            Ok((engine, vcpus))
+        }
+    }
+}
+
+fn cpuid(config: &config::Machine) -> Vec<x86::cpuid::Table> {
+    (0..config.cpus).map(|index| interpreter::cpuid::table(index, config.cpus)).collect()
+}
