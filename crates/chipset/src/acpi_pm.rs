@@ -151,12 +151,14 @@ impl AcpiPm {
         self.update();
     }
 
-    /// Brings TMR_STS up to `tick`.
-    fn advance(&mut self, tick: u64) {
-        if tick / spec::TIMER_HALF > self.seen / spec::TIMER_HALF {
+    /// Brings TMR_STS up to `tick`. Returns whether the top bit has changed.
+    fn advance(&mut self, tick: u64) -> bool {
+        let changed = tick / spec::TIMER_HALF > self.seen / spec::TIMER_HALF;
+        if changed {
             self.pm1.status |= spec::TIMER;
         }
         self.seen = self.seen.max(tick);
+        changed
     }
 
     /// Whether an event interrupts.
@@ -231,8 +233,10 @@ impl std::fmt::Debug for AcpiPm {
 impl PortIo for AcpiPm {
     fn port_read(&mut self, port: u16, width: Width) -> u32 {
         let tick = self.tick();
-        self.advance(tick);
-        self.update();
+        // The timer is read all the time: touch line and timer only if there is a reason.
+        if self.advance(tick) {
+            self.update();
+        }
         bytewise::read(port, width, |port| self.read(port, tick))
     }
 

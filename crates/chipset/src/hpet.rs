@@ -119,17 +119,20 @@ impl Hpet {
         }
     }
 
-    /// Brings the comparators up to `now` and interrupts.
-    fn advance(&mut self, now: u64) {
+    /// Brings the comparators up to `now` and interrupts. Returns whether one has matched.
+    fn advance(&mut self, now: u64) -> bool {
         if !self.is_enabled() {
-            return;
+            return false;
         }
         let counter = self.counter(now);
+        let mut matched = false;
         for index in 0..COMPARATORS {
             if self.comparators[index].advance(counter) {
                 self.interrupt(index);
+                matched = true;
             }
         }
+        matched
     }
 
     /// Comparator `index` has matched.
@@ -272,8 +275,10 @@ impl Mmio for Hpet {
     /// Any width; what lies beyond the 64-bit register of the first byte reads as 0.
     fn mmio_read(&mut self, offset: u64, _: Width) -> u64 {
         let now = self.clock.now();
-        self.advance(now);
-        self.arm(now);
+        // The counter is read all the time: touch the timer only if there is a reason.
+        if self.advance(now) {
+            self.arm(now);
+        }
         self.read_register(offset & !7, now) >> (8 * (offset & 7))
     }
 

@@ -227,8 +227,7 @@ pub(crate) fn survives_hostile_accesses_and_snapshots<S: Subject>(seed: u64) {
     }
 }
 
-/// After a reset the device saves what a fresh one at the same time does, but for what
-/// `keep` takes out of both.
+/// After a reset the device saves what a fresh one at the same time does.
 pub(crate) fn resets_to_power_on<S: Subject>(seed: u64) {
     let mut random = Random::new(seed);
     let bench = Bench::new();

@@ -134,6 +134,18 @@ fn extint_entries_send_nothing() {
     assert_eq!(wires.take_messages(), []);
 }
 
+#[test]
+fn reset_masks_every_entry_and_keeps_the_levels_of_the_inputs() {
+    let (mut chip, wires) = rig();
+    set_entry(&mut chip, 9, 0x59 | LEVEL);
+    chip.set_pin(9, true);
+    wires.take_messages();
+    Device::reset(&mut chip);
+    assert_eq!(entry(&mut chip, 9), MASKED);
+    set_entry(&mut chip, 9, 0x59 | LEVEL);
+    assert_eq!(wires.take_messages().len(), 1);
+}
+
 struct Hostile(Shared<IoApic>);
 
 impl Subject for Hostile {

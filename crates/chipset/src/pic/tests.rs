@@ -278,6 +278,22 @@ fn without_icw4_the_sequence_is_shorter() {
     assert_eq!(rig.in_service(0x20), 1, "no ICW4: its functions are off");
 }
 
+#[test]
+fn reset_forgets_all_but_the_levels_of_the_inputs() {
+    let mut rig = Rig::new();
+    rig.write(0x4d0, 0x20);
+    rig.pic.set_irq(5, true);
+    assert!(rig.intr());
+    Device::reset(&mut rig.pic);
+    assert!(!rig.intr());
+    assert_eq!((rig.read(0x4d0), rig.in_service(0x20)), (0, 0));
+    rig.initialize(0x19, 0x01);
+    assert!(
+        rig.intr(),
+        "the line is still high, and ICW1 makes it level-triggered"
+    );
+}
+
 struct Hostile(Shared<Pic>);
 
 impl Subject for Hostile {
