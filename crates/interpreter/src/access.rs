@@ -1,5 +1,7 @@
 //! Data accesses: effective address, segmentation, paging, then memory or a device.
 
+mod wide;
+
 use crate::cpu::{Cpu, Result};
 use crate::int::Int;
 use crate::mailbox::FORGET_WRITES;
