@@ -23,7 +23,7 @@ pub struct Access {
 }
 
 /// What a running vCPU calls: the machine around it.
-pub trait Platform: Sync {
+pub trait Platform: Send + Sync {
     /// Makes an access. Returns the value read (0 above the width), or 0 for a write.
     fn access(&self, access: Access) -> u64;
 

@@ -62,7 +62,7 @@ pub trait Engine: Send + Sync {
 pub trait Vcpu: Send {
     /// Runs guest code (or waits in a halt) until something happens that is not the engine's to
     /// handle.
-    fn run(&mut self, platform: &dyn Platform) -> Exit;
+    fn run(&mut self, platform: &Arc<dyn Platform>) -> Exit;
 
     /// The architectural state. Call between runs.
     fn state(&self) -> VcpuState;
