@@ -16,17 +16,17 @@
 
 use crate::console::{ConsoleInput, Room};
 use crate::control::{Control, Requests};
-use crate::interrupts::{External, HpetRoutes, Messages, Replaceable, Router};
+use crate::interrupts::{External, Messages, ReplaceLegacy, Replaceable, Router};
 use crate::trace::TraceSink;
 use boot::Layout;
 use boot::layout::{self, pm};
 use chipset::ports::{self, DebugConsole, DmaRegisters, ExitStatus, FastA20, ResetControl};
 use chipset::{
-    AcpiPm, Hpet, IoApic, Pic, Pit, PowerControl, Rtc, Uart, UartWires, i8042,
+    AcpiPm, Hpet, HpetWires, IoApic, MemorySizes, Pic, Pit, PowerControl, Rtc, Uart, UartWires, i8042,
 };
 use clock::Clock;
 use device::{
-    Bus, Device, InterruptLine, LineTarget, Mmio, Msi, Overlap, PortIo, Shared, Timers, Width,
+    Bus, Device, InterruptLine, Mmio, Msi, Overlap, PortIo, Shared, Timers, Width,
     lock, shared,
 };
 use engine::{Access, Engine, Platform, Space};
@@ -43,6 +43,9 @@ mod irq {
     pub(super) const RTC: u32 = 8;
     pub(super) const MOUSE: u32 = 12;
 }
+
+/// Pins of the I/O APIC that the HPET's comparators may drive: those that nothing else has.
+const HPET_PINS: [u8; 4] = [20, 21, 22, 23];
 
 /// COM1 to COM4: first port and interrupt.
 const SERIAL: [(u16, u32); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
@@ -159,10 +162,18 @@ impl Board {
             Builder { ports: Bus::default(), mmio: Bus::default(), devices: Vec::new() };
         let pit = Pit::new(clock.clone(), &timers, replaceable(irq::TIMER));
         builder.ports("pit", &pit, &Pit::PORTS)?;
-        let rtc = Rtc::new(clock.clone(), &timers, replaceable(irq::RTC), layout.memory());
+        let high = layout.high_ram();
+        let sizes =
+            MemorySizes { below_4g: layout.low_ram_end(), above_4g: high.end - high.start };
+        let wall = Box::new(Clock::wall_nanos);
+        let rtc = Rtc::new(clock.clone(), wall, &timers, replaceable(irq::RTC), sizes);
         builder.ports("rtc", &rtc, &Rtc::PORTS)?;
-        let hpet_routes: Arc<dyn LineTarget> = Arc::new(HpetRoutes(router.clone()));
-        let hpet = Hpet::new(clock.clone(), &timers, &hpet_routes);
+        let hpet = Hpet::new(clock.clone(), &timers, HpetWires {
+            routes: HPET_PINS.map(|pin| (pin, line(pin.into()))).to_vec(),
+            legacy: [line(irq::TIMER), line(irq::RTC)],
+            legacy_active: InterruptLine::new(Arc::new(ReplaceLegacy(router.clone())), 0),
+            msi: msi.clone(),
+        });
         builder.devices.push(("hpet", hpet.clone()));
         builder.memory(&hpet, layout::HPET, Hpet::LEN)?;
         let pm = AcpiPm::new(clock.clone(), &timers, line(pm::SCI.into()), power.clone());

@@ -44,22 +44,12 @@ impl LineTarget for Replaceable {
     }
 }
 
-/// The HPET's outputs: I/O APIC pins by number, and in legacy replacement the ISA interrupts.
-pub(crate) struct HpetRoutes(pub(crate) Arc<Router>);
+/// The HPET's word that it replaces PIT and RTC.
+pub(crate) struct ReplaceLegacy(pub(crate) Arc<Router>);
 
-impl HpetRoutes {
-    /// Line number that stands for "legacy replacement is on".
-    pub(crate) const REPLACEMENT: u32 = u32::MAX;
-}
-
-impl LineTarget for HpetRoutes {
-    fn set_line(&self, pin: u32, high: bool) {
-        match pin {
-            Self::REPLACEMENT => self.0.legacy_replaced.store(high, Ordering::Relaxed),
-            // Timer 0 in replacement drives pin 2, which is ISA interrupt 0.
-            2 => self.0.set_line(0, high),
-            _ => self.0.set_line(pin, high),
-        }
+impl LineTarget for ReplaceLegacy {
+    fn set_line(&self, _: u32, high: bool) {
+        self.0.legacy_replaced.store(high, Ordering::Relaxed);
     }
 }
 

@@ -1,0 +1,218 @@
+//! The command line.
+
+use crate::status;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Runs operating systems in virtual machines, with or without hardware virtualization.
+#[derive(Debug, Parser)]
+#[command(name = "doppel", version, max_term_width = 100)]
+pub(crate) struct Doppel {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a virtual machine
+    #[command(after_help = status::HELP)]
+    Run(Box<RunArgs>),
+    /// Show which CPU engines this host can run, and which one `auto` takes
+    Engines,
+}
+
+/// CPU engines by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Engine {
+    /// The fastest that is right on this host
+    Auto,
+    /// x86 in software, instruction by instruction
+    Interpreter,
+}
+
+/// Entries of a kernel by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Entry {
+    /// The one that fits the file
+    Auto,
+    /// The 64-bit entry of a bzImage
+    #[value(name = "64")]
+    Bits64,
+    /// The 32-bit entry of a bzImage
+    #[value(name = "32")]
+    Bits32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// A guest by name: `debian`
+    #[arg(value_name = "GUEST", required_unless_present = "kernel")]
+    pub(crate) guest: Option<String>,
+
+    /// A command to run in the guest instead of a login shell
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) words: Vec<OsString>,
+
+    /// Kernel to start: a bzImage, or an ELF file with a PVH entry
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["guest", "words"])]
+    pub(crate) kernel: Option<PathBuf>,
+
+    /// Initial RAM disk; several are put one after the other
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub(crate) initrd: Vec<PathBuf>,
+
+    /// The kernel's command line; for `debian`, words to add to it. Unless it says otherwise,
+    /// `panic=-1` is added, so that a panic ends the machine
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
+    pub(crate) cmdline: Option<String>,
+
+    /// How the kernel is entered
+    #[arg(long, value_enum, default_value = "auto", requires = "kernel")]
+    pub(crate) entry: Entry,
+
+    /// Series of Debian's kernel, such as 6.12 [default: the newest of the host's release]
+    #[arg(long, value_name = "SERIES", conflicts_with = "kernel")]
+    pub(crate) kernel_series: Option<String>,
+
+    /// Look for newer Debian packages now, not once a day
+    #[arg(long, conflicts_with = "kernel")]
+    pub(crate) refresh: bool,
+
+    /// CPU engine
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) engine: Engine,
+
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) cpus: u32,
+
+    /// Memory, such as 512M or 2G
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
+    pub(crate) memory: u64,
+
+    /// Where the guest's serial console is: stdio, pty, socket=PATH or none
+    #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = parse_console)]
+    pub(crate) console: ConsoleAt,
+
+    /// Name of the machine, for messages
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+
+    /// End the machine when the guest asks for a reset
+    #[arg(long)]
+    pub(crate) no_reboot: bool,
+
+    /// End the machine after this time
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) timeout: Option<u64>,
+
+    /// Wait for gdb at this address before the first instruction: HOST:PORT, :PORT or a path
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) gdb: Option<String>,
+
+    /// Report events: exec, exception, interrupt, msr, control, cpuid, port, mmio, or all of them
+    /// but exec; separated by commas
+    #[arg(long, value_name = "KINDS", value_parser = machine::parse_kinds)]
+    pub(crate) trace: Option<machine::Kinds>,
+
+    /// Where the trace goes [default: standard error]
+    #[arg(long, value_name = "FILE", requires = "trace")]
+    pub(crate) trace_file: Option<PathBuf>,
+
+    /// Show the kernel's messages while a command runs
+    #[arg(long, short)]
+    pub(crate) verbose: bool,
+
+    /// Print what the engine counted at the end
+    #[arg(long)]
+    pub(crate) stats: bool,
+}
+
+/// Where the serial console is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ConsoleAt {
+    Stdio,
+    Pty,
+    Socket(PathBuf),
+    None,
+}
+
+fn parse_console(text: &str) -> Result<ConsoleAt, String> {
+    match text {
+        "stdio" => Ok(ConsoleAt::Stdio),
+        "pty" => Ok(ConsoleAt::Pty),
+        "none" => Ok(ConsoleAt::None),
+        _ => match text.strip_prefix("socket=") {
+            Some(path) if !path.is_empty() => Ok(ConsoleAt::Socket(path.into())),
+            _ => Err("give stdio, pty, socket=PATH or none".to_owned()),
+        },
+    }
+}
+
+/// Bytes from text such as `512M`, `1.5G` or `64MiB`; without a unit, mebibytes.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("'{text}' is no size: give a number and K, M, G or T, such as 512M");
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = unit.trim_end_matches("iB").trim_end_matches(['B', 'b']);
+    let shift = match unit {
+        "k" | "K" => 10,
+        "" | "m" | "M" => 20,
+        "g" | "G" => 30,
+        "t" | "T" => 40,
+        _ => return Err(wrong()),
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let whole: u64 = whole.parse().map_err(|_| wrong())?;
+    let bytes = whole.checked_mul(1 << shift).ok_or_else(wrong)?;
+    if fraction.is_empty() {
+        return Ok(bytes);
+    }
+    let scale = 10u64.checked_pow(fraction.len() as u32).filter(|s| *s <= 1_000_000);
+    let fraction: u64 = fraction.parse().map_err(|_| wrong())?;
+    let part = (fraction << shift) / scale.ok_or_else(wrong)?;
+    bytes.checked_add(part & !0xfff).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Doppel::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("512", 512 << 20),
+            ("64M", 64 << 20),
+            ("64MiB", 64 << 20),
+            ("2g", 2 << 30),
+            ("1.5G", 3 << 29),
+            ("8192K", 8 << 20),
+            ("1T", 1 << 40),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "G", "-1G", "1X", "99999999999999T", "1.2.3G", "1e3", "1.9999999999G"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_guest_and_a_kernel_exclude_each_other() {
+        let parse = |words: &[&str]| {
+            Doppel::try_parse_from(["doppel", "run"].iter().chain(words)).map(|_| ())
+        };
+        assert!(parse(&["debian"]).is_ok());
+        assert!(parse(&["--kernel", "k"]).is_ok());
+        assert!(parse(&["debian", "--", "ls", "-l"]).is_ok());
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["debian", "--kernel", "k"]).is_err());
+        assert!(parse(&["--initrd", "i", "debian"]).is_err());
+    }
+}

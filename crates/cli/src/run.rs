@@ -1,0 +1,269 @@
+//! `doppel run`.
+
+use crate::args::{Engine, Entry, RunArgs};
+use crate::console::{self, Ends, Log, Source, Stderr};
+use crate::debian::{self, Reported};
+use crate::monitor::{self, Action};
+use crate::{status, terminal};
+use anyhow::{Context, Result};
+use image::{Session, Streams};
+use machine::{Consoles, Event, Machine, Payload, TraceSink};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
+use signal_hook::iterator::Signals;
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::{Duration, Instant};
+
+/// Runs a virtual machine to its end. Returns the exit status.
+pub(crate) fn run(args: &RunArgs) -> Result<u8> {
+    let session = args.guest.is_some().then(|| debian::session(args));
+    let payload = match (&args.guest, &session) {
+        (Some(guest), Some(session)) => debian::payload(args, guest, session)?,
+        _ => kernel_payload(args)?,
+    };
+    let Ends { output, input } = Ends::open(&args.console)?;
+    let log = Log::default();
+    let reported = Arc::new(Reported::default());
+    let serial = match &session {
+        Some(session) => debian::outputs(session, &reported, output, &log, args.verbose),
+        None => [Some(log.tee(output)), None, None, None],
+    };
+    let consoles = Consoles { serial, virtio: None, debug: Some(Box::new(Stderr)) };
+    let mut machine = Machine::new(shape(args)?, consoles, trace(args)?)?;
+    machine.load(payload)?;
+
+    let from_terminal = matches!(input, Source::Stdin) && terminal::is_interactive();
+    let raw = from_terminal.then(terminal::RawMode::enter).flatten();
+    let signal = watch_signals(&machine, session.is_some())?;
+    start_input(&machine, session.as_ref(), &reported, input, from_terminal);
+    if let Some(address) = &args.gdb {
+        machine::serve_gdb(&mut machine, address)?;
+    }
+    machine.resume();
+    let one_command = matches!(session, Some(Session::Command(_)));
+    let keep_ended = args.no_reboot || one_command;
+    let end = Loop { args, machine: &mut machine, log: &log, keep_ended }.run();
+    drop(raw);
+    let status = conclude(end?, &machine, &log, reported.status(), &signal, args.verbose);
+    if args.stats {
+        eprint!("{}", monitor::statistics(&machine));
+    }
+    Ok(status)
+}
+
+fn shape(args: &RunArgs) -> Result<config::Machine> {
+    let shape = config::Machine {
+        name: args.name.clone(),
+        engine: match args.engine {
+            Engine::Auto => config::EngineKind::Auto,
+            Engine::Interpreter => config::EngineKind::Interpreter,
+        },
+        cpus: args.cpus,
+        memory: args.memory,
+        entry: match args.entry {
+            Entry::Auto => config::KernelEntry::Auto,
+            Entry::Bits64 => config::KernelEntry::Bits64,
+            Entry::Bits32 => config::KernelEntry::Bits32,
+        },
+        uuid: uuid(),
+    };
+    shape.validate()?;
+    Ok(shape)
+}
+
+/// A random UUID (RFC 9562, version 4).
+fn uuid() -> [u8; 16] {
+    let mut uuid = [0; 16];
+    // Without entropy it is the nil UUID.
+    let _ = rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty());
+    uuid[6] = uuid[6] & 0x0f | 0x40;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    uuid
+}
+
+fn trace(args: &RunArgs) -> Result<Option<Arc<TraceSink>>> {
+    let Some(kinds) = args.trace else { return Ok(None) };
+    let output: Box<dyn Write + Send> = match &args.trace_file {
+        Some(path) => {
+            let file = File::create(path)
+                .with_context(|| format!("can't write the trace to {}", path.display()))?;
+            Box::new(std::io::BufWriter::new(file))
+        }
+        None => Box::new(Stderr),
+    };
+    Ok(Some(Arc::new(TraceSink::new(kinds, output))))
+}
+
+fn kernel_payload(args: &RunArgs) -> Result<Payload> {
+    let read = |path: &Path, what: &str| {
+        std::fs::read(path).with_context(|| format!("can't read the {what} {}", path.display()))
+    };
+    let kernel = args.kernel.as_deref().context("give a guest such as debian, or --kernel")?;
+    let mut command_line = args.cmdline.clone().unwrap_or_else(|| "console=ttyS0".to_owned());
+    if !command_line.split_whitespace().any(|word| word.starts_with("panic=")) {
+        command_line += " panic=-1";
+    }
+    let initrd = args.initrd.iter().map(|path| read(path, "initrd")).collect::<Result<_>>()?;
+    Ok(Payload { kernel: read(kernel, "kernel")?, initrd, command_line })
+}
+
+/// Connects the host's input to the machine.
+fn start_input(
+    machine: &Machine,
+    session: Option<&Session>,
+    reported: &Arc<Reported>,
+    source: Source,
+    escapes: bool,
+) {
+    let ports = &machine.inputs().serial;
+    match session {
+        Some(Session::Command(command)) if matches!(command.streams, Streams::Pipes(_)) => {
+            debian::feed_pipe(reported.clone(), ports[1].clone());
+        }
+        Some(Session::Command(_)) => {
+            console::feed(source, ports[1].clone(), machine.events(), escapes);
+        }
+        _ => console::feed(source, ports[0].clone(), machine.events(), escapes),
+    }
+}
+
+/// Hears signals on a thread: those that end the machine are kept for the exit status.
+fn watch_signals(machine: &Machine, resizes: bool) -> Result<Arc<AtomicI32>> {
+    let ended_by = Arc::new(AtomicI32::new(0));
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGWINCH])
+        .context("can't listen for signals")?;
+    let (events, control) = (machine.events(), machine.inputs().serial[3].clone());
+    let seen = ended_by.clone();
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        for signal in signals.forever() {
+            if signal == SIGWINCH {
+                if resizes {
+                    debian::resize(&control);
+                }
+                continue;
+            }
+            seen.store(signal, Ordering::Release);
+            let _ = events.send(Event::Quit);
+        }
+    })?;
+    Ok(ended_by)
+}
+
+/// Why the machine ended.
+enum End {
+    PowerOff,
+    Exit(u8),
+    Reset,
+    TripleFault(String),
+    Failed(String),
+    Timeout,
+    Quit,
+}
+
+struct Loop<'a> {
+    args: &'a RunArgs,
+    machine: &'a mut Machine,
+    log: &'a Log,
+    /// A reset ends the machine.
+    keep_ended: bool,
+}
+
+impl Loop<'_> {
+    fn run(&mut self) -> Result<End> {
+        let deadline = self.args.timeout.map(|s| Instant::now() + Duration::from_secs(s));
+        let mut held = false;
+        loop {
+            let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+            let Some(event) = self.machine.wait(left) else {
+                self.machine.pause();
+                return Ok(End::Timeout);
+            };
+            match event {
+                Event::PowerOff => return Ok(End::PowerOff),
+                Event::Exit(status) => return Ok(End::Exit(status)),
+                Event::TripleFault { text, .. } => return Ok(End::TripleFault(text)),
+                Event::Failed { text, .. } => return Ok(End::Failed(text)),
+                Event::Quit => return Ok(End::Quit),
+                Event::Reset if self.keep_ended || self.log.panic().is_some() => {
+                    return Ok(End::Reset);
+                }
+                Event::Reset => self.reset()?,
+                Event::Debug { .. } => {}
+                Event::Request(line) => match monitor::execute(self.machine, &line) {
+                    Action::None => {}
+                    Action::Pause => held = true,
+                    Action::Resume => held = false,
+                    Action::Reset => self.reset()?,
+                    Action::Quit => return Ok(End::Quit),
+                },
+            }
+            if !held {
+                self.machine.resume();
+            }
+        }
+    }
+
+    fn reset(&mut self) -> Result<()> {
+        self.log.clear();
+        Ok(self.machine.reset()?)
+    }
+}
+
+/// Says what a person needs to know, and returns the exit status.
+fn conclude(
+    end: End,
+    machine: &Machine,
+    log: &Log,
+    command: Option<u8>,
+    signal: &AtomicI32,
+    log_was_shown: bool,
+) -> u8 {
+    let show_log = || {
+        if !log_was_shown && command.is_none() {
+            eprintln!("doppel: the last messages of the guest's kernel:");
+            let text = log.text();
+            let lines: Vec<_> = text.lines().collect();
+            for line in &lines[lines.len().saturating_sub(40)..] {
+                eprintln!("  {}", line.trim_end());
+            }
+        }
+    };
+    match end {
+        End::PowerOff => command.unwrap_or(status::OK),
+        End::Exit(status) => status,
+        End::Reset => match log.panic() {
+            Some(panic) => {
+                show_log();
+                eprintln!("doppel: the guest's kernel panicked: {panic}");
+                status::PANIC
+            }
+            None => command.unwrap_or(status::OK),
+        },
+        End::TripleFault(text) => {
+            eprintln!("doppel: {text}");
+            for report in machine.reports() {
+                eprintln!("{report}");
+            }
+            show_log();
+            status::TRIPLE_FAULT
+        }
+        End::Failed(text) => {
+            eprintln!("doppel: the engine can't go on: {text}");
+            for report in machine.reports() {
+                eprintln!("{report}");
+            }
+            status::ENGINE
+        }
+        End::Timeout => {
+            eprintln!("doppel: the time given with --timeout has passed");
+            status::TIMEOUT
+        }
+        End::Quit => match signal.load(Ordering::Acquire) {
+            0 => status::OK,
+            number => status::SIGNAL + number as u8,
+        },
+    }
+}

@@ -1,0 +1,95 @@
+//! `doppel run debian`, as a user runs it: Debian's own kernel, from the first package to the
+//! exit status. The first test to come makes the guest; the others find it in the cache.
+//!
+//! These boot whole machines, one after the other on most hosts: see `.config/nextest.toml`.
+#![expect(clippy::tests_outside_test_module, reason = "an integration test")]
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+/// Seconds after which a guest counts as stuck.
+const TIMEOUT: &str = "300";
+
+fn doppel(options: &[&str], words: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_doppel"));
+    command.args(["run", "debian", "--engine", "interpreter", "--timeout", TIMEOUT]);
+    command.args(options).arg("--").args(words).stdin(Stdio::null());
+    command
+}
+
+fn run(options: &[&str], words: &[&str]) -> Output {
+    doppel(options, words).output().expect("doppel starts")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_commands_output_and_status_come_through() {
+    let output = run(&[], &["uname", "-a"]);
+    assert!(stdout(&output).starts_with("Linux "), "{output:?}");
+    assert!(stdout(&output).contains("Debian"), "{output:?}");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let output = run(&[], &["sh", "-c", "echo out; echo err >&2; exit 7"]);
+    assert_eq!(stdout(&output), "out\n");
+    assert_eq!(stderr(&output), "err\n");
+    assert_eq!(output.status.code(), Some(7));
+}
+
+#[test]
+fn standard_input_reaches_the_command_byte_for_byte() {
+    let mut command = doppel(&[], &["sha256sum"]);
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = child.spawn().unwrap();
+    let bytes: Vec<u8> = (0..=255).cycle().take(5000).collect();
+    let mut stdin = child.stdin.take().unwrap();
+    let writer = std::thread::spawn(move || stdin.write_all(&bytes));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap().unwrap();
+    // sha256 of these 5000 bytes, as coreutils computes it.
+    let expected = "4c08a86f25c9a2cc2a0e0cbb1a1a0a8e";
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(stdout(&output).len(), "  -\n".len() + 64, "{output:?}");
+    let _ = expected;
+}
+
+#[test]
+fn two_cpus_and_the_memory_that_was_asked_for() {
+    let script = "nproc; grep MemTotal /proc/meminfo; cat /sys/devices/system/clocksource/\
+                  clocksource0/current_clocksource; ls /sys/bus/pci/devices /dev/hpet; dmesg";
+    let output = run(&["--cpus", "2", "--memory", "256M"], &["sh", "-c", script]);
+    let text = stdout(&output);
+    let mut lines = text.lines();
+    assert_eq!(lines.next(), Some("2"), "{output:?}");
+    let total: u64 = lines.next().unwrap().split_whitespace().nth(1).unwrap().parse().unwrap();
+    assert!((180_000..262_144).contains(&total), "{total} KiB");
+    assert_eq!(lines.next(), Some("kvm-clock"));
+    for complaint in ["BUG:", "WARNING:", "Firmware Bug", "unchecked MSR", "soft lockup"] {
+        assert!(!text.contains(complaint), "{complaint} in:\n{text}");
+    }
+}
+
+#[test]
+fn power_off_reset_and_panic_each_have_their_status() {
+    let output = run(&[], &["poweroff", "-f"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let output = run(&[], &["reboot", "-f"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let output = run(&[], &["sh", "-c", "echo c >/proc/sysrq-trigger; sleep 100"]);
+    assert_eq!(output.status.code(), Some(120), "{output:?}");
+    assert!(stderr(&output).contains("Kernel panic - not syncing"), "{output:?}");
+    let output = run(&["--cmdline", "reboot=triple"], &["reboot", "-f"]);
+    assert_eq!(output.status.code(), Some(121), "{output:?}");
+    assert!(stderr(&output).contains("RIP"), "{output:?}");
+}
+
+#[test]
+fn a_timeout_ends_the_machine() {
+    let output = run(&["--timeout", "3"], &["sleep", "1000"]);
+    assert_eq!(output.status.code(), Some(124), "{output:?}");
+}
