@@ -11,6 +11,7 @@ mount -a
 ip link set lo up
 read -r name </etc/hostname && echo "$name" >/proc/sys/kernel/hostname
 cd "$HOME"
+unset OLDPWD
 
 # What to run: the monitor appends an archive with /.doppel/session, and /.doppel/command.
 kind=shell rows='' columns='' term=vt102 input=null modules=''
@@ -33,13 +34,16 @@ terminal() {
 # Pipes, so that the command finds no terminal. The input line is in canonical mode, where the
 # kernel turns the monitor's Ctrl-D into the end of the input (see `StdinEncoder`).
 streams() {
-    exec 5<>/.doppel/stdout 6<>/.doppel/stderr
+    unset TERM
+    # Both ends of both pipes are open before anybody runs, so that nothing is lost to a process
+    # that comes late, or ends early.
+    exec 5<>/.doppel/stdout 6<>/.doppel/stderr 7</.doppel/stdout 8</.doppel/stderr
     stty -F /dev/ttyS2 115200 -opost
     if [ "$input" = stream ]; then
         exec 4</dev/ttyS1
         stty 115200 crtscts -opost -echo -isig icanon iexten -icrnl -ixon -ixoff eof ^D lnext ^V \
             erase undef kill undef werase undef rprnt undef eol undef eol2 undef <&4
-        cat <&4 >/.doppel/stdin 4<&- 5<&- 6<&- &
+        cat <&4 >/.doppel/stdin 4<&- 5<&- 6<&- 7<&- 8<&- &
         reader=$!
         exec 4<&-
         from=/.doppel/stdin
@@ -47,10 +51,11 @@ streams() {
         stty -F /dev/ttyS1 115200 -opost -echo
         reader='' from=/dev/null
     fi
-    cat /.doppel/stdout >/dev/ttyS1 5<&- 6<&- &
+    cat <&7 >/dev/ttyS1 5<&- 6<&- 7<&- 8<&- &
     out=$!
-    cat /.doppel/stderr >/dev/ttyS2 5<&- 6<&- &
+    cat <&8 >/dev/ttyS2 5<&- 6<&- 7<&- 8<&- &
     err=$!
+    exec 7<&- 8<&-
     echo ready >/dev/ttyS3
     (. /.doppel/command) <$from >/.doppel/stdout 2>/.doppel/stderr 5<&- 6<&-
     status=$?
@@ -86,6 +91,6 @@ esac
 if [ -n "$watcher" ]; then
     kill -KILL $watcher
     wait $watcher
-fi
+fi 2>/dev/null
 echo "exit $status" >/dev/ttyS3
 poweroff -f

@@ -23,8 +23,8 @@ alias poweroff='poweroff -f' reboot='reboot -f' halt='halt -f'
 ";
 
 const PASSWD: &str = "\
-root::0:0:root:/root:/bin/sh
-nobody:*:65534:65534:nobody:/nonexistent:/usr/sbin/nologin
+root:x:0:0:root:/root:/bin/sh
+nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin
 ";
 
 const GROUP: &str = "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n";
