@@ -1,0 +1,107 @@
+//! A machine that is saved while its guest runs, restored into a fresh one, and goes on.
+#![expect(clippy::tests_outside_test_module, reason = "an integration test")]
+
+use image::{Command, Freshness, GuestSpec, Input, Options, Session, Silent, Streams};
+use machine::{Consoles, Event, Machine, Payload};
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// How long a guest may take for anything.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// An output that collects.
+#[derive(Clone, Default)]
+struct Collected(Arc<Mutex<Vec<u8>>>);
+
+impl Collected {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+impl Write for Collected {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn fresh(cpus: u32, output: &Collected, kernel: &Collected) -> Machine {
+    let shape = config::Machine { cpus, memory: 256 << 20, ..config::Machine::default() };
+    let out = |to: &Collected| -> Option<Box<dyn Write + Send>> { Some(Box::new(to.clone())) };
+    let serial = [out(kernel), out(output), None, None];
+    Machine::new(shape, Consoles { serial, ..Consoles::default() }, None).unwrap()
+}
+
+fn payload(script: &str) -> Payload {
+    let options = Options { freshness: Freshness::Daily, ..Options::default() };
+    let guest = image::debian(&GuestSpec::default(), &options, &mut Silent).unwrap();
+    let session = Session::Command(Command {
+        words: ["sh", "-c", script].map(Into::into).to_vec(),
+        environment: Vec::new(),
+        streams: Streams::Pipes(Input::Null),
+    });
+    let initrd = vec![std::fs::read(&guest.initrd).unwrap(), session.overlay(&[]).unwrap()];
+    let command_line = session.kernel_parameters().to_owned();
+    Payload { kernel: std::fs::read(&guest.kernel).unwrap(), initrd, command_line }
+}
+
+/// Lets `machine` run until `output` has `text`.
+fn run_until(machine: &mut Machine, output: &Collected, text: &str) {
+    let start = Instant::now();
+    machine.resume();
+    while !output.text().contains(text) {
+        let event = machine.wait(Some(Duration::from_millis(20)));
+        assert_eq!(event, None, "{}", output.text());
+        assert!(start.elapsed() < PATIENCE, "no {text:?} in {}", output.text());
+    }
+    machine.pause();
+}
+
+fn goes_on_after_restore(cpus: u32) {
+    // Two processes that count, arithmetic on vectors in awk, and a clock that must not jump.
+    let script = "
+        (i=0; while [ $i -lt 300 ]; do echo a$i; i=$((i+1)); done) &
+        i=0; while [ $i -lt 300 ]; do echo b$i; i=$((i+1)); done
+        wait
+        awk 'BEGIN { x = 1; for (i = 0; i < 1000; i++) x = x * 1.001; printf \"%.9f\\n\", x }'
+        dmesg | grep -c -e 'BUG:' -e 'soft lockup' -e 'clocksource: timekeeping watchdog'
+        echo end";
+    let output = Collected::default();
+    let kernel = Collected::default();
+    let mut machine = fresh(cpus, &output, &kernel);
+    machine.load(payload(script)).unwrap();
+    for mark in ["b10\n", "b120\n", "b250\n"] {
+        run_until(&mut machine, &output, mark);
+        let saved = machine.save().unwrap();
+        let mut next = fresh(cpus, &output, &kernel);
+        next.restore(&saved).unwrap();
+        // What was restored saves as what was saved.
+        assert!(next.save().unwrap().state() == saved.state(), "at {mark:?}");
+        machine = next;
+    }
+    run_until(&mut machine, &output, "end\n");
+    machine.resume();
+    assert_eq!(machine.wait(Some(PATIENCE)), Some(Event::PowerOff));
+    let text = output.text();
+    for process in ["a", "b"] {
+        let seen: Vec<_> = text.lines().filter_map(|line| line.strip_prefix(process)).collect();
+        let expected: Vec<_> = (0..300).map(|i| i.to_string()).collect();
+        assert_eq!(seen, expected, "{text}");
+    }
+    assert!(text.ends_with("2.716923932\n0\nend\n"), "{text}");
+}
+
+#[test]
+fn one_cpu_goes_on_after_restore() {
+    goes_on_after_restore(1);
+}
+
+#[test]
+fn two_cpus_go_on_after_restore() {
+    goes_on_after_restore(2);
+}
