@@ -336,7 +336,7 @@ fn temporal(code: Code) -> Code {
 fn alignment(mnemonic: Mnemonic, unit: Unit, bytes: u8) -> u8 {
     use Mnemonic as M;
     match unit {
-        Unit::Sse if bytes == 16 => match mnemonic {
+        Unit::Sse | Unit::Mmx if bytes == 16 => match mnemonic {
             M::Movups
             | M::Movupd
             | M::Movdqu
