@@ -4,7 +4,7 @@ use super::Place;
 use crate::cpu::{Cpu, Result};
 use crate::op::{Op, Seg};
 use crate::paging::Intent;
-use memory::Ram;
+use memory::{PAGE_SIZE, Ram};
 
 /// Images are moved in pieces of this many bytes.
 const PIECE_BYTES: usize = 64;
@@ -88,9 +88,12 @@ impl Cpu {
 
     /// Checks that `len` bytes (1 to 4096) at `offset` of a segment can be written.
     pub(crate) fn probe_image(&mut self, segment: Seg, offset: u64, len: usize) -> Result {
-        // They lie in two pages at most, and segment limits are intervals.
+        let linear = self.linear(segment, offset, len, Intent::Write)?;
         self.place_at(segment, offset, 1)?;
-        self.place_at(segment, offset.wrapping_add(len as u64 - 1), 1)?;
+        let room = PAGE_SIZE - (linear as usize & (PAGE_SIZE - 1));
+        if len > room {
+            self.place_at(segment, offset.wrapping_add(room as u64), 1)?;
+        }
         Ok(())
     }
 

@@ -11,6 +11,8 @@ mod moves;
 mod run;
 mod save;
 mod table;
+#[cfg(test)]
+mod tests;
 mod unit;
 mod x87;
 

@@ -30,6 +30,8 @@ pub(super) fn select(routine: Routine, instruction: &Instruction, op: &mut Op) -
         native::Unit::Integer { vex: true } => flexible::<IntegerVex>,
         // x87 instructions never come here, they have their own handler.
         native::Unit::Integer { vex: false } | native::Unit::X87 => flexible::<Integer>,
+        // CVTPI2PS from memory, which waits on some processors only: the host decides.
+        native::Unit::Mmx if !routine.is_waiting() => flexible::<Sse>,
         native::Unit::Mmx if routine.uses_mxcsr() || has_xmm(instruction) => flexible::<MmxSse>,
         native::Unit::Mmx => flexible::<Mmx>,
         native::Unit::Sse => quick::<Sse>(op, flags),

@@ -79,6 +79,12 @@ impl VectorTable {
         self.operations[index as usize]
     }
 
+    /// How many operations are kept.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.operations.len()
+    }
+
     /// Whether it is time for [`VectorTable::clear`]. A block's worth may be added all the same.
     pub(crate) fn is_full(&self) -> bool {
         self.operations.len() >= OPERATIONS_MAX
