@@ -12,7 +12,7 @@ use engine::{Access, Space};
 use memory::{Kind, PAGE_SHIFT, PAGE_SIZE};
 use std::sync::PoisonError;
 use x86::paging::is_canonical;
-use x86::{Cr0, Cr4, Exception, Rflags, Vector};
+use x86::{Cr0, Cr4, Exception, Rflags, Segment, Vector};
 
 /// Where an operand that is written lies, after all checks: writing it can't fault any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,24 +75,7 @@ impl Cpu {
         intent: Intent,
     ) -> Result<u64> {
         let cached = &self.segments[segment.slot()];
-        let kind = cached.kind();
-        let is_code = kind & 8 != 0;
-        let allowed = match intent {
-            // Any data segment, or readable code.
-            Intent::Read => !is_code || kind & 2 != 0,
-            // A writable data segment. Real mode writes through any segment.
-            Intent::Write => !is_code && kind & 2 != 0 || self.real_addressing(),
-            Intent::Fetch => true,
-        };
-        let last = offset.wrapping_add(size as u64 - 1);
-        let limit = u64::from(cached.limit);
-        let inside = if cached.expands_down() {
-            let top = if cached.is_big() { 0xffff_ffff } else { 0xffff };
-            offset > limit && last <= top && last >= offset
-        } else {
-            last <= limit && last >= offset
-        };
-        if cached.unusable || !allowed || !inside {
+        if !allows(cached, offset, size, intent, self.real_addressing()) {
             return self.segment_fault(segment);
         }
         Ok(cached.base.wrapping_add(offset) & 0xffff_ffff)
@@ -509,34 +492,63 @@ impl Cpu {
             Some((page, Kind::Rom)) if intent != Intent::Write => (page, false),
             _ => return Ok(Part::Device(mapping.gpa)),
         };
-        let view = match by {
-            Privilege::User => View::User,
-            Privilege::Supervisor => self.view,
-            Privilege::Implicit => View::SupervisorOnly,
-        };
-        // The CPU's own accesses only share a view where SMAP makes it mean the same.
-        let shares = by != Privilege::Implicit || self.cr4.contains(Cr4::SMAP);
-        if view != View::Checked && self.view != View::Checked && shares {
-            let index = page >> PAGE_SHIFT;
-            let writable =
-                writable && mapping.writable && self.shared.claim_write(self.index, index);
-            self.tlb.fill(view, linear, page, writable, mapping.global);
-        }
+        let writable =
+            writable && mapping.writable && self.shared.claim_write(self.index, page >> PAGE_SHIFT);
+        let view = self.view_of(by);
+        self.tlb.fill(view, linear, page, writable, mapping.global);
         Ok(Part::Ram(page + within))
+    }
+
+    /// The view that holds what `by` may access. CPL and breakpoints have no say in it.
+    #[inline(always)]
+    fn view_of(&self, by: Privilege) -> View {
+        let smap = self.cr4.contains(Cr4::SMAP);
+        match by {
+            Privilege::User => View::User,
+            Privilege::Implicit if smap => View::SupervisorOnly,
+            Privilege::Supervisor if smap && !self.flags.system().contains(Rflags::AC) => {
+                View::SupervisorOnly
+            }
+            _ => View::Supervisor,
+        }
+    }
+
+    /// Loads from a linear address with the rights of `by`, without looking at segments.
+    pub(crate) fn load_as<T: Int>(&mut self, linear: u64, by: Privilege) -> Result<T> {
+        if let Some(at) = self.tlb.read(self.view_of(by), linear, T::SIZE) {
+            return Ok(self.ram.load(at));
+        }
+        let place = self.locate_linear(linear, T::SIZE, Intent::Read, by)?;
+        Ok(self.get(place))
+    }
+
+    /// Stores to a linear address with the rights of `by`, without looking at segments.
+    pub(crate) fn store_as<T: Int>(&mut self, linear: u64, value: T, by: Privilege) -> Result {
+        if let Some(at) = self.tlb.write(self.view_of(by), linear, T::SIZE) {
+            self.ram.store(at, value);
+            return Ok(());
+        }
+        let place = self.locate_linear(linear, T::SIZE, Intent::Write, by)?;
+        self.put(place, value);
+        Ok(())
     }
 
     /// Loads from a linear address as the CPU itself: descriptor tables, TSS.
     pub(crate) fn load_system<T: Int>(&mut self, linear: u64) -> Result<T> {
         let linear = self.system_linear(linear, T::SIZE)?;
-        let place = self.locate_linear(linear, T::SIZE, Intent::Read, Privilege::Implicit)?;
-        Ok(self.get(place))
+        self.load_as(linear, Privilege::Implicit)
     }
 
     /// Stores to a linear address as the CPU itself.
     pub(crate) fn store_system<T: Int>(&mut self, linear: u64, value: T) -> Result {
-        let place = self.place_system(linear, T::SIZE)?;
-        self.put(place, value);
-        Ok(())
+        let linear = self.system_linear(linear, T::SIZE)?;
+        self.store_as(linear, value, Privilege::Implicit)
+    }
+
+    /// Where the CPU itself reads `size` (up to a page) bytes at a linear address.
+    pub(crate) fn find_system(&mut self, linear: u64, size: usize) -> Result<Place> {
+        let linear = self.system_linear(linear, size)?;
+        self.locate_linear(linear, size, Intent::Read, Privilege::Implicit)
     }
 
     /// Where the CPU itself writes `size` bytes at a linear address.
@@ -545,6 +557,7 @@ impl Cpu {
         self.locate_linear(linear, size, Intent::Write, Privilege::Implicit)
     }
 
+    /// The linear address of a system structure.
     fn system_linear(&mut self, linear: u64, size: usize) -> Result<u64> {
         if !self.long_mode() {
             return Ok(linear & 0xffff_ffff);
@@ -584,4 +597,37 @@ impl Cpu {
         self.gpr[4] = rsp & !self.stack_mask | new;
         Ok(value)
     }
+}
+
+/// Segmentation outside 64-bit mode (SDM vol. 3, 6.3 to 6.5): whether `size` bytes at `offset`
+/// of `segment` may be accessed.
+pub(crate) fn allows(
+    segment: &Segment,
+    offset: u64,
+    size: usize,
+    intent: Intent,
+    real_addressing: bool,
+) -> bool {
+    let kind = segment.kind();
+    let is_code = kind & 8 != 0;
+    let allowed = match intent {
+        // Any data segment, or readable code.
+        Intent::Read => !is_code || kind & 2 != 0,
+        // A writable data segment. Real mode writes through any segment.
+        Intent::Write => !is_code && kind & 2 != 0 || real_addressing,
+        Intent::Fetch => true,
+    };
+    let last = offset.wrapping_add(size as u64 - 1);
+    let limit = u64::from(segment.limit);
+    let inside = if segment.expands_down() {
+        let top = if segment.is_big() {
+            0xffff_ffff
+        } else {
+            0xffff
+        };
+        offset > limit && last <= top && last >= offset
+    } else {
+        last <= limit && last >= offset
+    };
+    allowed && inside && !segment.unusable
 }

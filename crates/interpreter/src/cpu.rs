@@ -96,6 +96,8 @@ pub(crate) struct Cpu {
     pub(crate) activity: x86::Activity,
     /// The exception that [`Raised`] speaks of.
     pub(crate) exception: Option<Exception>,
+    /// The running instruction entered a handler: RFLAGS.TF from before it does not trap.
+    pub(crate) skip_step_trap: bool,
     /// Debug traps that are due after the running instruction: bits of DR6.
     pub(crate) debug_trap: u64,
 
@@ -235,6 +237,9 @@ impl Cpu {
         };
         for (base, segment) in self.bases.iter_mut().zip(&self.segments) {
             *base = segment.base;
+        }
+        if self.code_size == CodeSize::Bits64 {
+            self.bases[SegmentRegister::Cs as usize] = 0;
         }
         self.update_view();
     }

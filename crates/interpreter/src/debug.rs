@@ -1,9 +1,9 @@
 //! What stops a vCPU for somebody: the guest's debug registers (SDM vol. 3, chapter 18) and the
 //! debugger outside.
 
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, Result};
 use engine::{DebugRequest, Stop};
-use x86::Dr6;
+use x86::{Cr4, Dr6, Dr7, Exception, Rflags, Vector};
 
 /// The outer debugger's request, and what it found.
 #[derive(Debug, Default)]
@@ -100,6 +100,40 @@ impl Cpu {
                 address: linear,
                 write,
             });
+        }
+    }
+
+    /// Raises #DB if a breakpoint on code is at `linear`, unless RF says that it was already
+    /// (SDM vol. 3, 18.3.1.1).
+    pub(crate) fn check_code_breakpoints(&mut self, linear: u64) -> Result {
+        if self.flags.system().contains(Rflags::RF) || !self.watches_code() {
+            return Ok(());
+        }
+        match self.code_breakpoint(linear) {
+            0 => Ok(()),
+            payload => self.raise(Exception {
+                vector: Vector::Debug,
+                error_code: 0,
+                payload,
+            }),
+        }
+    }
+
+    /// Remembers a port access for breakpoints on I/O, which CR4.DE enables (SDM vol. 3, 18.2.4).
+    pub(crate) fn note_port(&mut self, port: u16, size: u64) {
+        if self.dr7 & Dr7::ENABLES.bits() == 0 || !self.cr4.contains(Cr4::DE) {
+            return;
+        }
+        let port = u64::from(port);
+        let hit = self.breakpoints().filter(|b| {
+            let first = b.address & !(b.len - 1);
+            b.kind == 2 && port < first.saturating_add(b.len) && first < port + size
+        });
+        let bits = hit.fold(0, |bits, b| bits | 1u64 << b.number);
+        if bits != 0 {
+            self.debug_trap |= bits;
+            self.stop = true;
+            self.attend();
         }
     }
 

@@ -12,6 +12,18 @@ pub(crate) enum Vendor {
     Amd,
 }
 
+impl Vendor {
+    /// By EBX of CPUID leaf 0, the first letters of the vendor's name.
+    pub(crate) fn of_signature(ebx: u32) -> Self {
+        const AUTHENTIC_AMD: u32 = u32::from_le_bytes(*b"Auth");
+        const HYGON_GENUINE: u32 = u32::from_le_bytes(*b"Hygo");
+        match ebx {
+            AUTHENTIC_AMD | HYGON_GENUINE => Self::Amd,
+            _ => Self::Intel,
+        }
+    }
+}
+
 /// The CPU that a vCPU's CPUID shows.
 pub(crate) struct Model {
     pub(crate) table: Table,
@@ -27,18 +39,16 @@ pub(crate) struct Model {
 /// Bits of CR0 that exist (SDM vol. 3, 2.5).
 pub(crate) const CR0_BITS: Cr0 = Cr0::from_bits_retain(0xe005_003f);
 
+/// EFER.AIBRSE (APM vol. 2, 3.1.7).
+const AUTOMATIC_IBRS: Efer = Efer::from_bits_retain(1 << 21);
+
 /// A feature bit of CPUID and the bits of a register that come with it.
 type Rule<T> = (u32, u32, T);
 
 impl Model {
     pub(crate) fn new(table: &Table) -> Self {
-        let vendor = match table.get(0, 0).ebx {
-            // "Auth", "Hygo": the first letters of AuthenticAMD and HygonGenuine.
-            0x6874_7541 | 0x6f67_7948 => Vendor::Amd,
-            _ => Vendor::Intel,
-        };
         Self {
-            vendor,
+            vendor: Vendor::of_signature(table.get(0, 0).ebx),
             cr4: allowed_cr4(table),
             efer: allowed_efer(table),
             xcr0: Xcr0::from_bits_retain(table.get(0xd, 0).eax.into()) | Xcr0::X87,
@@ -84,10 +94,12 @@ fn allowed_cr4(table: &Table) -> Cr4 {
 /// SDM vol. 3, 2.2.1.
 fn allowed_efer(table: &Table) -> Efer {
     let edx = table.get(0x8000_0001, 0).edx;
+    let amd = table.get(0x8000_0021, 0).eax;
     let rules = [
         (edx, 11, Efer::SCE),
         (edx, 20, Efer::NXE),
         (edx, 29, Efer::LME | Efer::LMA),
+        (amd, 8, AUTOMATIC_IBRS),
     ];
     collect(Efer::empty(), &rules)
 }

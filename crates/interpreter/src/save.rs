@@ -77,6 +77,7 @@ impl Cpu {
             ss_shadow: false,
             activity: Activity::Running,
             exception: None,
+            skip_step_trap: false,
             debug_trap: 0,
             tlb: Tlb::new(),
             view: View::Supervisor,

@@ -8,6 +8,7 @@
 //! serializing instruction to be seen (SDM vol. 3, 10.1.3), and each takes at least a block.
 
 use crate::mailbox::{FORGET_WRITES, INTERRUPT, Mailbox};
+use lapic::Inbox;
 use memory::{GuestMemory, WriteObserver};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -18,6 +19,8 @@ pub(crate) struct Shared {
     pub(crate) clock: clock::Clock,
     pub(crate) tsc_khz: u64,
     pub(crate) mailboxes: Box<[Arc<Mailbox>]>,
+    /// The mailboxes' inboxes.
+    pub(crate) inboxes: Box<[Arc<Inbox>]>,
     pub(crate) tracer: Option<Arc<dyn engine::Tracer>>,
     /// Held during a locked access that one host instruction can't make: across pages, or to a
     /// device.
@@ -42,6 +45,7 @@ impl Shared {
             memory: setup.memory.clone(),
             clock: setup.clock.clone(),
             tsc_khz: setup.tsc_khz,
+            inboxes: mailboxes.iter().map(|m| m.inbox.clone()).collect(),
             mailboxes,
             tracer: setup.tracer.as_ref().map(|(tracer, _)| tracer.clone()),
             bus_lock: Mutex::default(),

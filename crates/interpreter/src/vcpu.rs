@@ -42,6 +42,9 @@ impl engine::Vcpu for InterpreterVcpu {
     fn run(&mut self, platform: &Arc<dyn Platform>) -> Exit {
         self.cpu.platform = Some(platform.clone());
         self.cpu.stand_up();
+        if self.cpu.clock_page_stale {
+            self.cpu.write_clock_page();
+        }
         self.cpu.attend();
         let exit = self.run_guest();
         self.cpu.mailbox.set_running(false);
@@ -154,8 +157,11 @@ impl InterpreterVcpu {
         let cpu = &mut self.cpu;
         let shadows = (cpu.sti_shadow, cpu.ss_shadow);
         let trap = cpu.flags.system().contains(Rflags::TF);
-        let resume = cpu.flags.system().contains(Rflags::RF);
         let linear = cpu.code_linear()?;
+        cpu.check_code_breakpoints(linear)?;
+        // An instruction that ends leaves RF clear, but for those that load it.
+        cpu.flags.set_system(Rflags::RF, false);
+        cpu.skip_step_trap = false;
         if cpu.trace.contains(engine::Kinds::INSTRUCTIONS) {
             cpu.trace_instruction(linear);
         }
@@ -177,10 +183,7 @@ impl InterpreterVcpu {
         if shadows.1 {
             cpu.ss_shadow = false;
         }
-        if resume {
-            cpu.flags.set_system(Rflags::RF, false);
-        }
-        cpu.after_step(trap);
+        cpu.after_step(trap && !cpu.skip_step_trap);
         Ok(())
     }
 
@@ -243,7 +246,7 @@ impl InterpreterVcpu {
     fn sleep(&mut self, now: u64) {
         let cpu = &mut self.cpu;
         let wait = cpu
-            .next_apic_deadline()
+            .next_apic_deadline(now)
             .map(|deadline| Duration::from_nanos(deadline.saturating_sub(now).max(1)));
         cpu.counters.halts += 1;
         cpu.mailbox.set_running(false);
@@ -278,6 +281,10 @@ impl Cpu {
 
     /// Takes the most urgent event that is due, if there is one.
     fn take_event(&mut self) -> Result<(), TripleFault> {
+        // One that a task switch left to the new task, or that came with a saved state.
+        if let Some(exception) = self.exception.take() {
+            return self.deliver(Event::Exception(exception));
+        }
         if self.debug_trap != 0 && !self.ss_shadow {
             let bits = std::mem::take(&mut self.debug_trap);
             return self.deliver(Event::Exception(x86::Exception {

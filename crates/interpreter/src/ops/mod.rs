@@ -7,6 +7,7 @@ mod integer;
 mod system;
 mod vector;
 
+pub(crate) use system::Cause;
 pub(crate) use vector::VectorTable;
 
 use crate::cpu::{Cpu, Result};
