@@ -373,5 +373,5 @@ fn create_engine(kind: EngineKind, setup: &Setup) -> Result<Created, Error> {
 }
 
 fn cpuid(config: &config::Machine) -> Vec<x86::cpuid::Table> {
-    (0..config.cpus).map(|index| interpreter::cpuid::table(index, config.cpus)).collect()
+    (0..config.cpus).map(|index| interpreter::cpuid::table(index, config.cpus, SOFTWARE_TSC_KHZ)).collect()
 }
