@@ -189,8 +189,11 @@ fn fnstenv<const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Result {
     let format = cpu.environment_format(WIDE);
     let offset = cpu.address(op);
     cpu.probe_image(op.segment, offset, format.env_bytes())?;
-    let image = image::fnstenv(&mut cpu.fpu.state.fpu, format);
-    cpu.store_image(op.segment, offset, &image[..format.env_bytes()])
+    let mut fpu = cpu.fpu.state.fpu.clone();
+    let image = image::fnstenv(&mut fpu, format);
+    cpu.store_image(op.segment, offset, &image[..format.env_bytes()])?;
+    cpu.fpu.state.fpu = fpu;
+    Ok(())
 }
 
 fn fldenv<const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Result {
@@ -209,8 +212,11 @@ fn fnsave<const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Result {
     let format = cpu.environment_format(WIDE);
     let offset = cpu.address(op);
     cpu.probe_image(op.segment, offset, format.fnsave_bytes())?;
-    let image = image::fnsave(&mut cpu.fpu.state.fpu, format);
-    cpu.store_image(op.segment, offset, &image[..format.fnsave_bytes()])
+    let mut fpu = cpu.fpu.state.fpu.clone();
+    let image = image::fnsave(&mut fpu, format);
+    cpu.store_image(op.segment, offset, &image[..format.fnsave_bytes()])?;
+    cpu.fpu.state.fpu = fpu;
+    Ok(())
 }
 
 fn frstor<const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Result {

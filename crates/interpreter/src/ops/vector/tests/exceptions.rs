@@ -282,3 +282,28 @@ fn the_table_of_operations_is_bounded_by_distinct_instructions() {
     }
     assert_eq!(bench.cpu.vector.len(), 3);
 }
+
+#[test]
+fn ever_new_instructions_do_not_fill_the_host() {
+    let mut bench = Bench::new(Mode::Kernel64);
+    // pshufd with all registers and immediates
+    let mut distinct = 0u32;
+    while !bench.cpu.vector.is_full() {
+        let [immediate, registers, ..] = distinct.to_le_bytes();
+        let rex = 0x40 | registers >> 7 << 2 | registers >> 3 & 1;
+        let modrm = 0xc0 | registers >> 1 & 0x38 | registers & 7;
+        assert_eq!(
+            bench.raised(&[0x66, rex, 0x0f, 0x70, modrm, immediate]),
+            None
+        );
+        distinct += 1;
+    }
+    assert_eq!(bench.cpu.vector.len(), distinct as usize);
+    let mut vcpu = crate::InterpreterVcpu {
+        cpu: bench.cpu,
+        cache: crate::cache::Cache::new(),
+    };
+    vcpu.bound_tables();
+    assert_eq!(vcpu.cpu.vector.len(), 0);
+    assert_eq!(vcpu.cache.flushes, 1, "blocks refer to the table");
+}

@@ -189,7 +189,7 @@ fn random_case(instruction: &Instruction, random: &mut Random) -> Case {
     let offset = match random.below(8) {
         0 => random.below(64) as u64,
         1 => 0xff0 + random.below(16) as u64,
-        2 => 0x1fe0 + random.below(48) as u64,
+        2 => 0x1fd0 + random.below(48) as u64,
         _ => random.below(64) as u64 * 32,
     };
     let target = DATA + offset;
@@ -206,11 +206,14 @@ fn random_case(instruction: &Instruction, random: &mut Random) -> Case {
     if matches!(
         instruction.mnemonic(),
         Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr
-    ) && random.below(2) == 0
-        && offset < 0x1ff0
+    ) && let Some(operand) =
+        case.data.as_flattened_mut()[offset as usize..].first_chunk_mut::<4>()
     {
-        let at = offset as usize;
-        case.data.as_flattened_mut()[at + 2..at + 4].fill(0);
+        // Bit 17 exists on AMD's processors, but is not offered to guests.
+        operand[2] &= !2;
+        if random.below(2) == 0 {
+            operand[2..].fill(0);
+        }
     }
     case
 }
