@@ -1,0 +1,80 @@
+//! Doppel itself.
+
+use super::boot::Boot;
+use super::peer::Peer;
+use super::results::PeerDescription;
+use crate::step;
+use crate::workspace::{cargo, root};
+use anyhow::Result;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Doppel with one of its engines.
+pub(crate) struct Doppel {
+    engine: &'static str,
+    id: String,
+}
+
+impl Doppel {
+    /// Doppel with `engine`.
+    pub(crate) fn new(engine: &'static str) -> Self {
+        Self {
+            engine,
+            id: format!("doppel-{engine}"),
+        }
+    }
+}
+
+impl Peer for Doppel {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn install(&self) -> Result<()> {
+        step::run(cargo().args(["build", "--profile", "dist", "--package", "cli"]))
+    }
+
+    fn describe(&self) -> Result<PeerDescription> {
+        let output = Command::new("git")
+            .args(["describe", "--always", "--dirty"])
+            .current_dir(root())
+            .output();
+        let revision = output.ok().filter(|output| output.status.success());
+        let revision = revision.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+        let version = env!("CARGO_PKG_VERSION");
+        Ok(PeerDescription {
+            id: self.id.clone(),
+            version: match revision {
+                Some(revision) => format!("{version}, revision {}", revision.trim()),
+                None => version.to_owned(),
+            },
+            settings: format!("engine {}, built with profile `dist`", self.engine),
+        })
+    }
+
+    fn prepare(&self, boot: &Boot, _: &Path) -> Result<Command> {
+        let mut command = Command::new(program());
+        command.args(["run", "--engine", self.engine, "--cpus", "1"]);
+        command.arg("--memory").arg(format!("{}M", boot.memory_mib));
+        command
+            .arg("--kernel")
+            .arg(&boot.kernel)
+            .arg("--initrd")
+            .arg(&boot.initrd);
+        command.args([
+            "--cmdline",
+            boot.command_line,
+            "--console",
+            "stdio",
+            "--no-reboot",
+        ]);
+        Ok(command)
+    }
+}
+
+/// The program that `install` builds.
+fn program() -> PathBuf {
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    root().join(target).join("dist/doppel")
+}

@@ -1,0 +1,131 @@
+//! `cargo xtask long`: tests that take too long, or need too much, for every change.
+//!
+//! They are ordinary tests, marked `#[ignore]` with the reason. A [`Suite`] names some of them,
+//! and what the host must have for them.
+
+use crate::host::{self, Need};
+use crate::step::{program, step};
+use crate::workspace::cargo;
+use anyhow::{Result, bail};
+use std::process::Command;
+
+/// Tests that belong together.
+struct Suite {
+    /// The name by which it is chosen.
+    name: &'static str,
+    /// What it shows.
+    about: &'static str,
+    /// The package that its tests are in.
+    package: &'static str,
+    /// The test target (a file in the package's `tests`).
+    target: &'static str,
+    /// What the host must have.
+    needs: &'static [Need],
+}
+
+const SUITES: [Suite; 2] = [
+    Suite {
+        name: "packages",
+        about: "guests are made from Debian's archive, once",
+        package: "image",
+        target: "guest",
+        needs: &[],
+    },
+    Suite {
+        name: "guests-on-qemu",
+        about: "the guests are right, by an emulator that is not ours",
+        package: "image",
+        target: "boot",
+        needs: &[Need::new("qemu-system-x86_64", "qemu-system-x86")],
+    },
+];
+
+/// Options of `cargo xtask long`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Suites to run [default: all]
+    #[arg(value_name = "SUITE")]
+    suites: Vec<String>,
+
+    /// Print the suites there are
+    #[arg(long)]
+    list: bool,
+}
+
+/// Runs the chosen suites.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.list {
+        for suite in &SUITES {
+            println!("{:16} {}", suite.name, suite.about);
+        }
+        return Ok(());
+    }
+    for suite in chosen(&args.suites)? {
+        step(&format!("what {} needs", suite.name), || {
+            host::require(suite.needs)
+        })?;
+        program(
+            &format!("{}: {}", suite.name, suite.about),
+            &mut suite.command(),
+        )?;
+    }
+    Ok(())
+}
+
+fn chosen(names: &[String]) -> Result<Vec<&'static Suite>> {
+    if let Some(unknown) = names
+        .iter()
+        .find(|name| SUITES.iter().all(|s| s.name != **name))
+    {
+        bail!("there is no suite {unknown}; `cargo xtask long --list` prints those there are");
+    }
+    let is_chosen = |suite: &&Suite| names.is_empty() || names.iter().any(|n| n == suite.name);
+    Ok(SUITES.iter().filter(is_chosen).collect())
+}
+
+impl Suite {
+    /// Only tests that are ignored otherwise: `check` runs the others.
+    fn command(&self) -> Command {
+        let mut command = cargo();
+        command.args([
+            "test",
+            "--release",
+            "--package",
+            self.package,
+            "--test",
+            self.target,
+        ]);
+        command.args(["--", "--ignored", "--test-threads", "1"]);
+        command
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workspace::{crates, root};
+
+    #[test]
+    fn suites_are_chosen_by_name() {
+        assert_eq!(chosen(&[]).unwrap().len(), SUITES.len());
+        let names = |words: &[&str]| -> Vec<String> { words.iter().map(|&w| w.into()).collect() };
+        let one = chosen(&names(&["packages"])).unwrap();
+        assert_eq!(one.iter().map(|s| s.name).collect::<Vec<_>>(), ["packages"]);
+        assert!(chosen(&names(&["packages", "nothing"])).is_err());
+    }
+
+    #[test]
+    fn every_suite_is_there() {
+        let crates = crates().unwrap();
+        for suite in &SUITES {
+            let member = crates.iter().find(|c| c.name == suite.package);
+            let member = member.unwrap_or_else(|| panic!("no crate {}", suite.package));
+            let target = member
+                .directory
+                .join("tests")
+                .join(suite.target)
+                .with_extension("rs");
+            assert!(target.is_file(), "{:?}", target.strip_prefix(root()));
+        }
+    }
+}
