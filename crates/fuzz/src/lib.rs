@@ -16,6 +16,7 @@ mod bench;
 mod campaign;
 mod chipset;
 mod generate;
+mod guest_code;
 mod input;
 mod kernel;
 mod lapic;
@@ -58,6 +59,7 @@ pub const TARGETS: &[Target] = &[
     script("chipset_ports", chipset::ports),
     script("chipset_rtc", chipset::rtc),
     script("chipset_uart", chipset::uart),
+    script("guest_code", guest_code::run),
     script("lapic", lapic::run),
     script("pci", pci::run),
     script("virtio_console", virtio::console),

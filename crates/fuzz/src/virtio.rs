@@ -9,15 +9,15 @@ use device::{Shared, Width, lock, shared};
 use memory::{GuestMemory, Kind, RegionSpec};
 use std::sync::Arc;
 
-/// Two queues of 64 KiB, then buffers.
-const MEMORY_BYTES: u64 = 0x3_0000;
-const BUFFERS: u64 = 0x2_0000;
-const QUEUE_BYTES: u64 = 0x1_0000;
+/// Two queues of a page, then buffers: small, because every twin gets a copy.
+const MEMORY_BYTES: u64 = 0x4000;
+const BUFFERS: u64 = 0x2000;
+const QUEUE_BYTES: u64 = 0x1000;
 const QUEUES: u64 = 2;
 const QUEUE_SIZE: u16 = 16;
-/// Where the rings are in a queue's part of memory.
-const AVAILABLE: u64 = 0x8000;
-const USED: u64 = 0xc000;
+/// Where the rings are in a queue's page.
+const AVAILABLE: u64 = 0x400;
+const USED: u64 = 0x800;
 
 const SLOT: Slot = Slot::new(1);
 
@@ -207,7 +207,8 @@ impl Driver {
         let parts = 1 + input.u16() % 4;
         for part in 0..parts {
             let at = (head + part) % QUEUE_SIZE;
-            let gpa = BUFFERS + u64::from(input.u16());
+            // The last one ends behind memory.
+            let gpa = BUFFERS + u64::from(input.u16() % 0x2001);
             let len = u64::from(input.u16() >> input.below(16));
             let more = u64::from(part + 1 < parts);
             let flags = more | (u64::from(input.u8()) & 6 & !(4 * more));

@@ -50,6 +50,7 @@ targets!(
     chipset_ports,
     chipset_rtc,
     chipset_uart,
+    guest_code,
     lapic,
     pci,
     virtio_console,
