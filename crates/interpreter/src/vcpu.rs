@@ -103,7 +103,8 @@ impl InterpreterVcpu {
                     Next::Exit(exit) => return exit,
                 }
             }
-            self.cpu.budget -= 1;
+            // It is 0 after the delivery of an event, which asks for another look soon.
+            self.cpu.budget = self.cpu.budget.saturating_sub(1);
             if self.run_block().is_err()
                 && let Err(fault) = self.cpu.deliver_raised()
             {
