@@ -48,7 +48,7 @@ const PLACES: [(&str, u8, Side); 19] = [
     ("machine", 5, Side::Whole),
     ("image", 6, Side::Whole),
     ("cli", 8, Side::Whole),
-    ("fuzz", 9, Side::Whole),
+    ("fuzz", 8, Side::Whole),
     ("xtask", 9, Side::Whole),
 ];
 

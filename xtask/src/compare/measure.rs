@@ -13,8 +13,20 @@ use std::time::{Duration, Instant};
 /// The most bytes of one line that are looked at.
 const LINE_BYTES_MAX: u64 = 4096;
 
-/// When each mark came, from the start.
-pub(crate) type Times = BTreeMap<Mark, Duration>;
+/// The unit of times in /proc/PID/stat: `USER_HZ`, which is 100 on every x86 Linux (proc(5)).
+const TICK: Duration = Duration::from_millis(10);
+
+/// When something happened in a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Moment {
+    /// Time since the emulator was started.
+    pub(crate) wall: Duration,
+    /// CPU time that the emulator had used, on all its threads.
+    pub(crate) cpu: Duration,
+}
+
+/// When each mark came.
+pub(crate) type Times = BTreeMap<Mark, Moment>;
 
 /// A running emulator, which ends with this value.
 struct Running(Child);
@@ -50,17 +62,24 @@ pub(crate) fn run(
             .with_context(|| format!("can't run {name}"))?,
     );
     let output = running.0.stdout.take().context("no output")?;
+    let id = running.0.id();
     let (sender, lines) = mpsc::channel();
     std::thread::spawn(move || {
-        read_lines(output, |line| sender.send((Instant::now(), line)).is_ok());
+        read_lines(output, |line| {
+            let moment = Moment {
+                wall: start.elapsed(),
+                cpu: cpu_time(id),
+            };
+            sender.send((moment, line)).is_ok()
+        });
     });
-    let mut times = Times::from([(Mark::Start, Duration::ZERO)]);
+    let mut times = Times::from([(Mark::Start, Moment::default())]);
     let mut said = String::new();
     while !times.contains_key(&last) {
         let left = timeout.saturating_sub(start.elapsed());
         match lines.recv_timeout(left) {
             Ok((at, line)) => {
-                note(&mut times, at - start, &line);
+                note(&mut times, at, &line);
                 said = line;
             }
             Err(RecvTimeoutError::Timeout) => {
@@ -84,12 +103,27 @@ pub(crate) fn run(
 }
 
 /// Notes which marks `line` is, the first time.
-fn note(times: &mut Times, at: Duration, line: &str) {
+fn note(times: &mut Times, at: Moment, line: &str) {
     for mark in Mark::LINES {
         if line.contains(mark.text()) {
             times.entry(mark).or_insert(at);
         }
     }
+}
+
+/// CPU time that process `id` has used; zero if it is gone.
+fn cpu_time(id: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+    TICK * cpu_ticks(&stat).unwrap_or(0)
+}
+
+/// The sum of `utime` and `stime` in /proc/PID/stat: fields 14 and 15, of which the second is in
+/// brackets and may hold anything (proc(5)).
+fn cpu_ticks(stat: &str) -> Option<u32> {
+    let (_, from_third) = stat.rsplit_once(") ")?;
+    let mut fields = from_third.split(' ').skip(14 - 3);
+    let (user, system) = (fields.next()?, fields.next()?);
+    user.parse::<u32>().ok()?.checked_add(system.parse().ok()?)
 }
 
 /// Gives each line of `input` to `take`, until there are no more or it does not want any.
@@ -137,7 +171,7 @@ mod tests {
             times.keys().copied().collect::<Vec<_>>(),
             [Mark::Start, Mark::Init, Mark::Done]
         );
-        assert!(times[&Mark::Init] <= times[&Mark::Done]);
+        assert!(times[&Mark::Init].wall <= times[&Mark::Done].wall);
     }
 
     #[test]
@@ -166,9 +200,20 @@ mod tests {
     #[test]
     fn only_the_first_of_a_mark_counts() {
         let mut times = Times::new();
-        note(&mut times, Duration::from_secs(1), "compare: init");
-        note(&mut times, Duration::from_secs(2), "compare: init");
-        assert_eq!(times, Times::from([(Mark::Init, Duration::from_secs(1))]));
+        let moment = |seconds| Moment {
+            wall: Duration::from_secs(seconds),
+            ..Moment::default()
+        };
+        note(&mut times, moment(1), "compare: init");
+        note(&mut times, moment(2), "compare: init");
+        assert_eq!(times, Times::from([(Mark::Init, moment(1))]));
+    }
+
+    #[test]
+    fn cpu_time_is_that_of_all_modes() {
+        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194304 100 0 0 0 12 34 0 0 20 0 1 0";
+        assert_eq!(cpu_ticks(stat), Some(46));
+        assert_eq!(cpu_ticks("7 (a) S 1"), None);
     }
 
     #[test]

@@ -140,13 +140,8 @@ fn measure_workload(
                 .with_context(|| format!("{}, workload {}", peer.id(), workload.name))?;
             for measurement in measured.iter_mut().filter(|m| m.peer == peer.id()) {
                 let seconds = measurement.add(&times)?;
-                let Measurement {
-                    workload,
-                    span,
-                    peer,
-                    ..
-                } = measurement;
-                println!("{workload}, {span}: {peer} {seconds:.2} s (run {repetition})");
+                let (title, peer) = (measurement.title(), &measurement.peer);
+                println!("{title}: {peer} {seconds:.2} s (run {repetition})");
             }
         }
     }

@@ -1,12 +1,13 @@
 //! What is kept of a comparison: `docs/comparison.json`.
 
-use super::measure::Times;
+use super::measure::{Moment, Times};
 use super::peer::Peer;
 use super::workload::{Mark, Span, WORKLOADS, Workload};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 /// A whole comparison.
 #[derive(Debug, Serialize)]
@@ -15,7 +16,7 @@ pub(crate) struct Results {
     pub(crate) setting: Setting,
     /// Who took part; ratios are to the first.
     pub(crate) peers: Vec<PeerDescription>,
-    /// What was measured: for every workload and span, one for each peer, in their order.
+    /// What was measured: for every workload, span and quantity, one for each peer, in their order.
     pub(crate) measurements: Vec<Measurement>,
 }
 
@@ -28,10 +29,9 @@ impl Results {
         }
     }
 
-    /// The measurements by workload and span.
+    /// The measurements by workload, span and quantity.
     pub(crate) fn rows(&self) -> impl Iterator<Item = &[Measurement]> {
-        self.measurements
-            .chunk_by(|a, b| a.workload == b.workload && a.span == b.span)
+        self.measurements.chunk_by(|a, b| a.key() == b.key())
     }
 
     /// The workloads that were measured.
@@ -130,6 +130,36 @@ pub(crate) struct PeerDescription {
     pub(crate) settings: String,
 }
 
+/// What is measured of a span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Quantity {
+    /// The time that passed.
+    Wall,
+    /// The CPU time that the emulator used. It waits for nobody, and so says more on a host with
+    /// other work; but a guest that waits uses none.
+    Cpu,
+}
+
+impl Quantity {
+    const ALL: [Self; 2] = [Self::Wall, Self::Cpu];
+
+    /// Its name in tables.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Wall => "wall",
+            Self::Cpu => "CPU",
+        }
+    }
+
+    fn of(self, moment: &Moment) -> Duration {
+        match self {
+            Self::Wall => moment.wall,
+            Self::Cpu => moment.cpu,
+        }
+    }
+}
+
 /// All runs of one span of one workload on one peer.
 #[derive(Debug, Serialize)]
 pub(crate) struct Measurement {
@@ -137,9 +167,11 @@ pub(crate) struct Measurement {
     pub(crate) workload: &'static str,
     /// The span's name.
     pub(crate) span: &'static str,
+    /// What is measured.
+    pub(crate) quantity: Quantity,
     /// The peer's name.
     pub(crate) peer: String,
-    /// Wall time of each run.
+    /// The span of each run.
     pub(crate) seconds: Vec<f64>,
     #[serde(skip)]
     marks: (Mark, Mark),
@@ -148,15 +180,31 @@ pub(crate) struct Measurement {
 impl Measurement {
     /// Room for all that `workload` measures on `peers`.
     pub(crate) fn none(workload: &Workload, peers: &[Box<dyn Peer>]) -> Vec<Self> {
-        let of_peer = |span: &Span, peer: &str| Self {
+        let of_peer = |span: &Span, quantity, peer: &str| Self {
             workload: workload.name,
             span: span.name,
+            quantity,
             peer: peer.to_owned(),
             seconds: Vec::new(),
             marks: (span.from, span.to),
         };
-        let of_span = |span| peers.iter().map(move |peer| of_peer(span, peer.id()));
-        workload.spans.iter().flat_map(of_span).collect()
+        let mut all = Vec::new();
+        for span in workload.spans {
+            for quantity in Quantity::ALL {
+                all.extend(peers.iter().map(|peer| of_peer(span, quantity, peer.id())));
+            }
+        }
+        all
+    }
+
+    /// What peers are compared in.
+    fn key(&self) -> (&'static str, &'static str, Quantity) {
+        (self.workload, self.span, self.quantity)
+    }
+
+    /// What is measured, for people.
+    pub(crate) fn title(&self) -> String {
+        format!("{}, {}, {}", self.workload, self.span, self.quantity.name())
     }
 
     /// Adds a run. Gives its seconds.
@@ -167,7 +215,8 @@ impl Measurement {
                 .with_context(|| format!("there was no line '{}'", mark.text()))
         };
         let (from, to) = self.marks;
-        let seconds = time(to)?.saturating_sub(*time(from)?).as_secs_f64();
+        let (from, to) = (self.quantity.of(time(from)?), self.quantity.of(time(to)?));
+        let seconds = to.saturating_sub(from).as_secs_f64();
         self.seconds.push(seconds);
         Ok(seconds)
     }
@@ -235,6 +284,7 @@ pub(crate) mod tests {
         Measurement {
             workload: "boot",
             span,
+            quantity: Quantity::Wall,
             peer: peer.into(),
             seconds: seconds.into(),
             marks,
@@ -252,11 +302,22 @@ pub(crate) mod tests {
     fn a_span_is_the_time_between_its_marks() {
         let mut measurement = measurement("kernel", "a", &[]);
         let times = [(Mark::Kernel, 2), (Mark::Init, 5)];
-        let times = times.map(|(mark, seconds)| (mark, Duration::from_secs(seconds)));
+        let times = times.map(|(mark, seconds)| {
+            let wall = Duration::from_secs(seconds);
+            (
+                mark,
+                Moment {
+                    wall,
+                    cpu: wall / 2,
+                },
+            )
+        });
         assert_eq!(measurement.add(&Times::from(times)).unwrap(), 3.0);
+        measurement.quantity = Quantity::Cpu;
+        assert_eq!(measurement.add(&Times::from(times)).unwrap(), 1.5);
         let error = measurement.add(&Times::from([times[0]])).unwrap_err();
         assert_eq!(error.to_string(), "there was no line 'compare: init'");
-        assert_eq!(measurement.seconds, [3.0]);
+        assert_eq!(measurement.seconds, [3.0, 1.5]);
     }
 
     #[test]

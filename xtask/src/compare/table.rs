@@ -29,7 +29,7 @@ pub(crate) fn document(results: &Results) -> String {
     let mut text = String::from("# Comparison\n\n");
     let _ = writeln!(
         text,
-        "Seconds of wall time: the median of all runs, in brackets the shortest and the longest. \
+        "Seconds, of wall time and of the emulator's CPU time: the median of all runs, in brackets the shortest and the longest. \
          All peers boot the same kernel, initrd and command line, in turn. Ratios are to {}; \
          above 1, the peer takes longer. This file is written by `{}`.\n",
         results.peers[0].id, setting.command
@@ -82,7 +82,7 @@ fn markdown(results: &Results) -> String {
 
 /// The table's cells, the head first.
 fn cells(results: &Results) -> Vec<Vec<String>> {
-    let mut head = vec!["workload".to_owned(), "span".to_owned()];
+    let mut head = ["workload", "span", "time"].map(str::to_owned).to_vec();
     head.extend(results.peers.iter().map(|peer| format!("{} (s)", peer.id)));
     head.extend(
         results
@@ -93,7 +93,9 @@ fn cells(results: &Results) -> Vec<Vec<String>> {
     );
     let mut rows = vec![head];
     for row in results.rows() {
-        let mut cells = vec![row[0].workload.to_owned(), row[0].span.to_owned()];
+        let first = &row[0];
+        let words = [first.workload, first.span, first.quantity.name()];
+        let mut cells = words.map(str::to_owned).to_vec();
         cells.extend(row.iter().map(seconds));
         let ratios = row.iter().skip(1).map(|m| m.median() / row[0].median());
         cells.extend(ratios.map(|ratio| format!("{ratio:.2}")));
@@ -116,16 +118,16 @@ mod tests {
     fn ratios_are_to_the_first_peer() {
         assert_eq!(
             text(&sample()),
-            "workload  span    a (s)              b (s)              b ratio\n\
-             boot      kernel  2.00 [1.00, 3.00]  4.00 [3.00, 5.00]  2.00\n\
-             boot      whole   2.00 [1.00, 3.00]  4.00 [3.00, 5.00]  2.00\n"
+            "workload  span    time  a (s)              b (s)              b ratio\n\
+             boot      kernel  wall  2.00 [1.00, 3.00]  4.00 [3.00, 5.00]  2.00\n\
+             boot      whole   wall  2.00 [1.00, 3.00]  4.00 [3.00, 5.00]  2.00\n"
         );
     }
 
     #[test]
     fn the_document_says_who_and_where() {
         let text = document(&sample());
-        let row = "| boot | kernel | 2.00 [1.00, 3.00] | 4.00 [3.00, 5.00] | 2.00 |";
+        let row = "| boot | kernel | wall | 2.00 [1.00, 3.00] | 4.00 [3.00, 5.00] | 2.00 |";
         for part in [row, "2026-01-02", "Linux 6.1.0, 1 CPU", "- **b** 1: none."] {
             assert!(text.contains(part), "{part} in {text}");
         }
