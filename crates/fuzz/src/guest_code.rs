@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
-use x86::VcpuState;
+use x86::{Cr4, VcpuState, Xcr0};
 
 /// How long code runs before the kick.
 const RUN: Duration = Duration::from_millis(1);
@@ -39,9 +39,14 @@ pub(crate) fn run(data: &[u8]) {
         _ => Some(scene::set(&stage.memory, &mut input)),
     };
     // Not every combination is one that a processor can be in.
-    let Some(state) = state else { return };
+    let Some(mut state) = state else { return };
     if stage.vcpus[0].set_state(&state).is_err() {
-        return;
+        // Without what this host may not have.
+        state.cr4 &= Cr4::PAE | Cr4::PSE | Cr4::OSFXSR;
+        state.xcr0 = Xcr0::X87;
+        if stage.vcpus[0].set_state(&state).is_err() {
+            return;
+        }
     }
     if count > 1 {
         let mut other = state;

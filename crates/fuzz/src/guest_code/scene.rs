@@ -343,7 +343,7 @@ impl Scene<'_> {
         state.cr0.set(Cr0::PE, self.mode != Mode::Real);
         state.cr0.set(Cr0::PG, self.paging != Paging::None);
         let wanted = Cr4::OSFXSR | Cr4::OSXMMEXCPT | Cr4::OSXSAVE;
-        let possible = Cr4::TSD | Cr4::DE | Cr4::PGE | Cr4::UMIP | Cr4::FSGSBASE | Cr4::VME;
+        let possible = Cr4::TSD | Cr4::DE | Cr4::PGE | Cr4::UMIP | Cr4::FSGSBASE;
         let protection = Cr4::SMEP | Cr4::SMAP;
         state.cr4 = if input.below(8) == 0 {
             Cr4::empty()
