@@ -181,11 +181,12 @@ impl Flags {
             | u64::from(carry != overflow) << 62;
     }
 
-    /// ZF, SF and PF from `result`, CF and OF as given, AF 0: shifts and multiplications.
+    /// ZF, SF and PF from `result`, CF and OF as given: shifts and bit manipulation. They leave AF
+    /// undefined; AMD's processors set it.
     #[inline(always)]
     pub(crate) fn set_result<T: Int>(&mut self, result: T, carry: bool, overflow: bool) {
         self.result = result.sx();
-        self.carries = u64::from(carry) << 63 | u64::from(carry != overflow) << 62;
+        self.carries = u64::from(carry) << 63 | u64::from(carry != overflow) << 62 | HALF_CARRY;
     }
 
     /// Sets ZF and leaves the other flags alone.

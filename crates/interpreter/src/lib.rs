@@ -38,6 +38,8 @@ mod report;
 mod save;
 mod shared;
 mod stack;
+#[cfg(test)]
+mod testing;
 mod tlb;
 mod vcpu;
 

@@ -146,9 +146,14 @@ fn jmp_mem<T: Int>(cpu: &mut Cpu, op: &Op) -> Result {
     Ok(())
 }
 
-/// Pushes the return address and goes to `rip`, which [`target`] has checked.
+/// Pushes the return address and goes to `rip`. A fault of the push comes before one of the
+/// target (SDM vol. 2, CALL).
 #[inline(always)]
 fn call_to<T: Int>(cpu: &mut Cpu, op: &Op, rip: u64) -> Result {
+    let Ok(rip) = target::<T>(cpu, rip) else {
+        stack::check_push::<T>(cpu)?;
+        return cpu.general_protection(0);
+    };
     let next = cpu.next_rip(op);
     stack::push(cpu, T::of(next))?;
     cpu.rip = rip;
@@ -156,20 +161,17 @@ fn call_to<T: Int>(cpu: &mut Cpu, op: &Op, rip: u64) -> Result {
 }
 
 fn call<T: Int>(cpu: &mut Cpu, op: &Op) -> Result {
-    let rip = relative::<T>(cpu, op)?;
-    call_to::<T>(cpu, op, rip)
+    call_to::<T>(cpu, op, cpu.gpr[PC as usize].wrapping_add(op.imm))
 }
 
 fn call_reg<T: Int>(cpu: &mut Cpu, op: &Op) -> Result {
     let rip: T = cpu.reg(op.r0);
-    let rip = target::<T>(cpu, rip.zx())?;
-    call_to::<T>(cpu, op, rip)
+    call_to::<T>(cpu, op, rip.zx())
 }
 
 fn call_mem<T: Int>(cpu: &mut Cpu, op: &Op) -> Result {
     let rip: T = cpu.load(op)?;
-    let rip = target::<T>(cpu, rip.zx())?;
-    call_to::<T>(cpu, op, rip)
+    call_to::<T>(cpu, op, rip.zx())
 }
 
 /// Pops the return address, and `imm` bytes more.

@@ -23,6 +23,8 @@ mod random;
 mod shift;
 mod stack;
 mod string;
+#[cfg(test)]
+mod tests;
 
 use crate::cpu::Cpu;
 use crate::op::{Handler, Op};

@@ -1,4 +1,6 @@
 //! Multiplication and division.
+//!
+//! The flags that they leave undefined stay as they are, as on AMD's processors.
 
 use super::{Form, Kind, sized, wide};
 use crate::cpu::{Cpu, Result};
@@ -80,8 +82,7 @@ fn mul<T: Int, const MEMORY: bool>(cpu: &mut Cpu, op: &Op) -> Result {
     let product = u128::from(cpu.reg::<T>(AX).zx()) * u128::from(b.zx());
     set_wide::<T>(cpu, product);
     let overflow = product >> T::BITS != 0;
-    cpu.flags
-        .set_result(T::of(product as u64), overflow, overflow);
+    cpu.flags.set_carry_overflow(overflow, overflow);
     Ok(())
 }
 
@@ -99,8 +100,7 @@ fn imul<T: Int, const MEMORY: bool>(cpu: &mut Cpu, op: &Op) -> Result {
     let b: T = operand::<T, MEMORY>(cpu, op)?;
     let (product, overflow) = signed_product(cpu.reg(AX), b);
     set_wide::<T>(cpu, product as u128);
-    cpu.flags
-        .set_result(T::of(product as u64), overflow, overflow);
+    cpu.flags.set_carry_overflow(overflow, overflow);
     Ok(())
 }
 
@@ -109,7 +109,7 @@ fn imul_to<T: Int>(cpu: &mut Cpu, to: u8, a: T, b: T) -> Result {
     let (product, overflow) = signed_product(a, b);
     let product = T::of(product as u64);
     cpu.set_reg(to, product);
-    cpu.flags.set_result(product, overflow, overflow);
+    cpu.flags.set_carry_overflow(overflow, overflow);
     Ok(())
 }
 

@@ -236,18 +236,18 @@ fn double_count<T: Int, const CL: bool>(cpu: &Cpu, op: &Op) -> u32 {
 }
 
 /// Shifts `a` by `count`, filling up from `b`. A count above the width, which only 16 bits can
-/// have and is undefined, goes on with the bits of `a`.
+/// have and is undefined, fills up from `b` again.
 #[inline(always)]
 fn double<T: Int, const RIGHT: bool>(flags: &mut Flags, a: T, b: T, count: u32) -> T {
     if count == 0 {
         return a;
     }
-    let (mut near, mut far) = (u128::from(a.zx()), u128::from(b.zx()));
-    let mut count = count;
-    if count > T::BITS {
-        std::mem::swap(&mut near, &mut far);
-        count -= T::BITS;
-    }
+    let far = u128::from(b.zx());
+    let (near, count) = if count > T::BITS {
+        (far, count - T::BITS)
+    } else {
+        (u128::from(a.zx()), count)
+    };
     let (result, carry) = if RIGHT {
         let before_last = (far << T::BITS | near) >> (count - 1);
         (T::of((before_last >> 1) as u64), before_last & 1 != 0)
@@ -255,8 +255,13 @@ fn double<T: Int, const RIGHT: bool>(flags: &mut Flags, a: T, b: T, count: u32) 
         let shifted = (near << T::BITS | far) >> (T::BITS - count);
         (T::of(shifted as u64), shifted >> T::BITS & 1 != 0)
     };
-    let overflow = top_bit::<T>(a.zx()) != top_bit::<T>(result.zx());
-    flags.set_result(result, carry, overflow);
+    // Defined for a count of 1 only: whether the sign has changed.
+    let before = if RIGHT {
+        top_bit::<T>(result.zx() << 1)
+    } else {
+        carry
+    };
+    flags.set_result(result, carry, before != top_bit::<T>(result.zx()));
     result
 }
 

@@ -71,6 +71,14 @@ pub(super) fn push<T: Int>(cpu: &mut Cpu, value: T) -> Result {
     Ok(())
 }
 
+/// The faults of a [`push`] without its effects.
+#[cold]
+pub(super) fn check_push<T: Int>(cpu: &mut Cpu) -> Result {
+    let (segment, mask) = stack::<T>(cpu);
+    let new = cpu.gpr[SP as usize].wrapping_sub(T::SIZE as u64) & mask;
+    cpu.place_at(segment, new, T::SIZE).map(|_| ())
+}
+
 /// The value on top of the stack.
 #[inline(always)]
 pub(super) fn peek<T: Int>(cpu: &mut Cpu) -> Result<T> {

@@ -368,10 +368,11 @@ impl Element for Cmps {
     const USES_DI: bool = true;
     const COMPARES: bool = true;
 
+    /// If both faulted, AMD's processors report the second operand.
     #[inline(always)]
     fn step<T: Int>(cpu: &mut Cpu, op: &Op, at: Pointers) -> Result {
-        let a: T = cpu.load_at(op.segment, at.si)?;
         let b: T = cpu.load_at(destination(cpu), at.di)?;
+        let a: T = cpu.load_at(op.segment, at.si)?;
         compare(cpu, a, b);
         Ok(())
     }
