@@ -3,6 +3,7 @@
 //! - `check`: everything that must pass before a change goes in; CI runs this;
 //! - `layers`, `conventions`: two parts of it, on their own;
 //! - `long`: the tests that take too long, or need too much, for every change;
+//! - `fuzz`: hostile bytes against every parser, device and engine, for any time;
 //! - `compare`: Doppel beside other emulators, in one run.
 #![forbid(unsafe_code)]
 #![expect(
@@ -13,6 +14,7 @@
 mod check;
 mod compare;
 mod conventions;
+mod fuzz;
 mod host;
 mod layers;
 mod long;
@@ -35,6 +37,8 @@ enum Xtask {
     Conventions,
     /// Run the long tests
     Long(long::Args),
+    /// Run fuzz targets; inputs that fail are kept
+    Fuzz(fuzz::Args),
     /// Measure Doppel beside other emulators and write docs/comparison.{md,svg,json}
     Compare(compare::Args),
 }
@@ -55,6 +59,7 @@ fn run(command: Xtask) -> Result<()> {
         Xtask::Layers => layers::run(),
         Xtask::Conventions => conventions::run(),
         Xtask::Long(args) => long::run(&args),
+        Xtask::Fuzz(args) => fuzz::run(&args),
         Xtask::Compare(args) => compare::run(&args),
     }
 }

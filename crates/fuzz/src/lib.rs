@@ -24,7 +24,7 @@ mod pci;
 mod snapshot;
 mod virtio;
 
-pub use campaign::{Campaign, INPUT_SECONDS_MAX};
+pub use campaign::{Campaign, INPUT_SECONDS_MAX, last_input};
 pub use generate::{Generator, LEN_MAX};
 
 /// Something that takes bytes from outside.
