@@ -107,7 +107,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "SECONDS")]
     pub(crate) timeout: Option<u64>,
 
-    /// Wait for gdb at this address before the first instruction: HOST:PORT, :PORT or a path
+    /// Wait for gdb before the first instruction, at :PORT (on the loopback interface), HOST:PORT
+    /// or the path of a Unix socket. Whoever reaches it owns the guest
     #[arg(long, value_name = "ADDR")]
     pub(crate) gdb: Option<String>,
 

@@ -18,7 +18,18 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let command = args::Doppel::parse().command;
+    let command = match args::Doppel::try_parse() {
+        Ok(doppel) => doppel.command,
+        Err(error) if error.use_stderr() => {
+            eprintln!(
+                "doppel: {} (see doppel --help)",
+                one_line(&error.to_string())
+            );
+            return ExitCode::from(status::USAGE);
+        }
+        // Help and version, which were asked for.
+        Err(error) => error.exit(),
+    };
     let result = match command {
         args::Command::Run(args) => run::run(&args),
         args::Command::Engines => engines::print(),
@@ -30,4 +41,14 @@ fn main() -> ExitCode {
             ExitCode::from(status::USAGE)
         }
     }
+}
+
+/// What is wrong with the command line, out of clap's page about it: its first paragraph.
+fn one_line(page: &str) -> String {
+    let paragraph = page.split("\n\n").next().unwrap_or_default();
+    let words: Vec<_> = paragraph
+        .trim_start_matches("error: ")
+        .split_whitespace()
+        .collect();
+    words.join(" ")
 }

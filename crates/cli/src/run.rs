@@ -7,11 +7,12 @@ use crate::monitor::{self, Action};
 use crate::{status, terminal};
 use anyhow::{Context, Result};
 use image::{Session, Streams};
-use machine::{Consoles, Event, Machine, Payload, TraceSink};
+use machine::{Consoles, Event, GdbServer, Machine, Payload, TraceSink, Visit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
 use signal_hook::iterator::Signals;
 use std::fs::File;
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -34,18 +35,19 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8> {
     let consoles = Consoles { serial, virtio: None, debug: Some(Box::new(Stderr)) };
     let mut machine = Machine::new(shape(args)?, consoles, trace(args)?)?;
     machine.load(payload)?;
+    let gdb = args.gdb.as_deref().map(|address| listen_for_gdb(&machine, address)).transpose()?;
 
     let from_terminal = matches!(input, Source::Stdin) && terminal::is_interactive();
     let raw = from_terminal.then(terminal::RawMode::enter).flatten();
     let signal = watch_signals(&machine, session.is_some())?;
     start_input(&machine, session.as_ref(), &reported, input, from_terminal);
-    if let Some(address) = &args.gdb {
-        machine::serve_gdb(&mut machine, address)?;
+    if gdb.is_none() {
+        machine.resume();
     }
-    machine.resume();
     let one_command = matches!(session, Some(Session::Command(_)));
-    let keep_ended = args.no_reboot || one_command;
-    let end = Loop { args, machine: &mut machine, log: &log, keep_ended }.run();
+    let policy = Policy { log: &log, keep_ended: args.no_reboot || one_command };
+    let deadline = args.timeout.map(|s| Instant::now() + Duration::from_secs(s));
+    let end = Loop { machine: &mut machine, policy, gdb, deadline }.run();
     drop(raw);
     let status = conclude(end?, &machine, &log, reported.status(), &signal, args.verbose);
     if args.stats {
@@ -85,7 +87,9 @@ fn uuid() -> [u8; 16] {
 }
 
 fn trace(args: &RunArgs) -> Result<Option<Arc<TraceSink>>> {
-    let Some(kinds) = args.trace else { return Ok(None) };
+    let Some(kinds) = args.trace else {
+        return Ok(None);
+    };
     let output: Box<dyn Write + Send> = match &args.trace_file {
         Some(path) => {
             let file = File::create(path)
@@ -108,6 +112,13 @@ fn kernel_payload(args: &RunArgs) -> Result<Payload> {
     }
     let initrd = args.initrd.iter().map(|path| read(path, "initrd")).collect::<Result<_>>()?;
     Ok(Payload { kernel: read(kernel, "kernel")?, initrd, command_line })
+}
+
+fn listen_for_gdb(machine: &Machine, address: &str) -> Result<GdbServer> {
+    let gdb = GdbServer::listen(address, machine.events())
+        .with_context(|| format!("can't listen for gdb at {address}"))?;
+    eprintln!("doppel: waiting for gdb at {}", gdb.address());
+    Ok(gdb)
 }
 
 /// Connects the host's input to the machine.
@@ -133,8 +144,8 @@ fn start_input(
 /// Hears signals on a thread: those that end the machine are kept for the exit status.
 fn watch_signals(machine: &Machine, resizes: bool) -> Result<Arc<AtomicI32>> {
     let ended_by = Arc::new(AtomicI32::new(0));
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGWINCH])
-        .context("can't listen for signals")?;
+    let mut signals =
+        Signals::new([SIGTERM, SIGINT, SIGHUP, SIGWINCH]).context("can't listen for signals")?;
     let (events, control) = (machine.events(), machine.inputs().serial[3].clone());
     let seen = ended_by.clone();
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
@@ -163,42 +174,90 @@ enum End {
     Quit,
 }
 
-struct Loop<'a> {
-    args: &'a RunArgs,
-    machine: &'a mut Machine,
+impl End {
+    /// The status that a debugger is told.
+    fn status(&self) -> u8 {
+        match self {
+            Self::PowerOff | Self::Reset | Self::Quit => status::OK,
+            Self::Exit(status) => *status,
+            Self::TripleFault(_) => status::TRIPLE_FAULT,
+            Self::Failed(_) => status::ENGINE,
+            Self::Timeout => status::TIMEOUT,
+        }
+    }
+}
+
+/// What follows from an event.
+enum Next {
+    /// The guest runs if it did before.
+    GoOn,
+    Pause,
+    Resume,
+    End(End),
+}
+
+/// What the events of a machine lead to.
+struct Policy<'a> {
     log: &'a Log,
     /// A reset ends the machine.
     keep_ended: bool,
 }
 
+impl Policy<'_> {
+    fn handle(&self, machine: &mut Machine, event: Event) -> Result<Next> {
+        Ok(match event {
+            Event::PowerOff => Next::End(End::PowerOff),
+            Event::Exit(status) => Next::End(End::Exit(status)),
+            Event::TripleFault { text, .. } => Next::End(End::TripleFault(text)),
+            Event::Failed { text, .. } => Next::End(End::Failed(text)),
+            Event::Quit => Next::End(End::Quit),
+            Event::Reset if self.keep_ended || self.log.panic().is_some() => Next::End(End::Reset),
+            Event::Reset => self.reset(machine)?,
+            // Left over from a debugger that has gone.
+            Event::Debug { .. } | Event::Debugger => Next::GoOn,
+            Event::Request(line) => match monitor::execute(machine, &line) {
+                Action::None => Next::GoOn,
+                Action::Pause => Next::Pause,
+                Action::Resume => Next::Resume,
+                Action::Reset => self.reset(machine)?,
+                Action::Quit => Next::End(End::Quit),
+            },
+        })
+    }
+
+    fn reset(&self, machine: &mut Machine) -> Result<Next> {
+        self.log.clear();
+        machine.reset()?;
+        Ok(Next::GoOn)
+    }
+}
+
+struct Loop<'a> {
+    machine: &'a mut Machine,
+    policy: Policy<'a>,
+    gdb: Option<GdbServer>,
+    deadline: Option<Instant>,
+}
+
 impl Loop<'_> {
     fn run(&mut self) -> Result<End> {
-        let deadline = self.args.timeout.map(|s| Instant::now() + Duration::from_secs(s));
-        let mut held = false;
+        // With --gdb, the first instruction waits for gdb.
+        let mut held = self.gdb.is_some();
         loop {
-            let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+            let left = self.deadline.map(|d| d.saturating_duration_since(Instant::now()));
             let Some(event) = self.machine.wait(left) else {
                 self.machine.pause();
                 return Ok(End::Timeout);
             };
-            match event {
-                Event::PowerOff => return Ok(End::PowerOff),
-                Event::Exit(status) => return Ok(End::Exit(status)),
-                Event::TripleFault { text, .. } => return Ok(End::TripleFault(text)),
-                Event::Failed { text, .. } => return Ok(End::Failed(text)),
-                Event::Quit => return Ok(End::Quit),
-                Event::Reset if self.keep_ended || self.log.panic().is_some() => {
-                    return Ok(End::Reset);
-                }
-                Event::Reset => self.reset()?,
-                Event::Debug { .. } => {}
-                Event::Request(line) => match monitor::execute(self.machine, &line) {
-                    Action::None => {}
-                    Action::Pause => held = true,
-                    Action::Resume => held = false,
-                    Action::Reset => self.reset()?,
-                    Action::Quit => return Ok(End::Quit),
-                },
+            let next = match event {
+                Event::Debugger => self.debug()?,
+                _ => self.policy.handle(self.machine, event)?,
+            };
+            match next {
+                Next::GoOn => {}
+                Next::Pause => held = true,
+                Next::Resume => held = false,
+                Next::End(end) => return Ok(end),
             }
             if !held {
                 self.machine.resume();
@@ -206,9 +265,41 @@ impl Loop<'_> {
         }
     }
 
-    fn reset(&mut self) -> Result<()> {
-        self.log.clear();
-        Ok(self.machine.reset()?)
+    /// Lets a debugger that called have the machine.
+    fn debug(&mut self) -> Result<Next> {
+        let Some(gdb) = &mut self.gdb else {
+            return Ok(Next::GoOn);
+        };
+        let mut end = Ok(End::Quit);
+        let policy = &self.policy;
+        let visit = gdb.serve(self.machine, self.deadline, &mut |machine, event| {
+            let status = match policy.handle(machine, event) {
+                Ok(Next::End(reason)) => {
+                    let status = reason.status();
+                    end = Ok(reason);
+                    status
+                }
+                // While it is there, gdb says whether the guest runs.
+                Ok(_) => return ControlFlow::Continue(()),
+                Err(error) => {
+                    end = Err(error);
+                    status::USAGE
+                }
+            };
+            ControlFlow::Break(status)
+        });
+        Ok(match visit {
+            Visit::None => Next::GoOn,
+            Visit::Detached { problem } => {
+                if let Some(problem) = problem {
+                    eprint!("doppel: gdb is gone: {problem}\r\n");
+                }
+                Next::Resume
+            }
+            Visit::Killed => Next::End(End::Quit),
+            Visit::Ended => Next::End(end?),
+            Visit::TimedOut => Next::End(End::Timeout),
+        })
     }
 }
 

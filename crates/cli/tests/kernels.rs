@@ -1,0 +1,148 @@
+//! Real systems, unmodified: Debian's kernels in many shapes of machine, and memtest86+.
+//!
+//! Part of `cargo xtask long`.
+#![expect(clippy::tests_outside_test_module, reason = "an integration test")]
+
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn doppel() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_doppel"));
+    command.args(["run", "--engine", "interpreter"]).stdin(Stdio::null());
+    command
+}
+
+fn debian(series: &str, options: &[&str], script: &str) -> Output {
+    let mut command = doppel();
+    command.args(["debian", "--kernel-series", series, "--timeout", "600"]);
+    command.args(options).args(["--", "sh", "-c", script]);
+    command.output().expect("doppel starts")
+}
+
+/// What a kernel says when it is not content.
+const COMPLAINTS: [&str; 7] = [
+    "BUG:",
+    "WARNING:",
+    "Oops",
+    "Firmware Bug",
+    "unchecked MSR access",
+    "soft lockup",
+    "rcu_sched self-detected stall",
+];
+
+fn boots(series: &str, cpus: u32, memory: &str, words: &str) {
+    let cpus = cpus.to_string();
+    let options = ["--cpus", &cpus, "--memory", memory, "--cmdline", words];
+    let output = debian(series, &options, "uname -r; nproc; dmesg; exit 42");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let shape = format!("{series} with {cpus} CPUs, {memory}, '{words}'");
+    assert_eq!(output.status.code(), Some(42), "{shape}: {output:?}");
+    let mut lines = text.lines();
+    assert!(lines.next().is_some_and(|release| release.starts_with(series)), "{shape}: {text}");
+    assert_eq!(lines.next(), Some(cpus.as_str()), "{shape}");
+    for complaint in COMPLAINTS {
+        assert!(!text.contains(complaint), "{shape}: {complaint} in\n{text}");
+    }
+}
+
+fn boots_in_every_shape(series: &str) {
+    for cpus in [1, 2, 4] {
+        for memory in ["128M", "8G"] {
+            for words in ["", "nokaslr"] {
+                boots(series, cpus, memory, words);
+            }
+        }
+    }
+    boots(series, 1, "512G", "");
+}
+
+#[test]
+#[ignore = "long: boots 13 machines"]
+fn debian_6_1_boots_in_every_shape() {
+    boots_in_every_shape("6.1");
+}
+
+#[test]
+#[ignore = "long: boots 13 machines"]
+fn debian_6_12_boots_in_every_shape() {
+    boots_in_every_shape("6.12");
+}
+
+#[test]
+#[ignore = "long: a quarter of an hour of waiting"]
+fn guest_time_follows_host_time() {
+    let start = Instant::now();
+    let output = debian("6.1", &[], "a=$(date +%s); sleep 900; b=$(date +%s); echo $((b - a))");
+    assert!(start.elapsed() > Duration::from_secs(900));
+    let text = String::from_utf8_lossy(&output.stdout);
+    // 1 s per hour, and the second that `date` cuts off.
+    let seconds: u64 = text.trim().parse().unwrap();
+    assert!((899..=901).contains(&seconds), "{seconds} s");
+}
+
+/// Runs memtest86+ until its screen has shown all of `marks`; returns what it printed.
+fn memtest(file: &str, entry: &str, marks: &[&str]) -> String {
+    let directory = tempfile::tempdir().unwrap();
+    let packages = image::packages(
+        &["memtest86+".to_owned()],
+        directory.path(),
+        &image::Options::default(),
+        &mut image::Silent,
+    );
+    packages.unwrap();
+    let kernel = find(directory.path(), file).expect("the package has it");
+    let mut command = doppel();
+    command.args(["--memory", "64M", "--cpus", "2", "--cmdline", "console=ttyS0,115200"]);
+    command.args(["--timeout", "600", "--entry", entry, "--kernel"]).arg(kernel);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut screen = child.stdout.take().unwrap();
+    let mut text = String::new();
+    let mut buffer = [0; 4096];
+    while !marks.iter().all(|mark| text.contains(mark)) {
+        let len = screen.read(&mut buffer).unwrap();
+        assert!(len > 0, "it ended before it showed {marks:?}:\n{text}");
+        text += &String::from_utf8_lossy(&buffer[..len]);
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    text
+}
+
+fn find(directory: &Path, name: &str) -> Option<std::path::PathBuf> {
+    for entry in std::fs::read_dir(directory).ok()? {
+        let path = entry.ok()?.path();
+        if path.is_dir() {
+            if let Some(found) = find(&path, name) {
+                return Some(found);
+            }
+        } else if path.file_name().is_some_and(|n| n == name) {
+            return Some(path);
+        }
+    }
+    None
+}
+
+fn memtest_passes_its_first_tests(file: &str, entry: &str) {
+    // The names of tests 0 to 4, each shown while it runs.
+    let marks = ["#0 ", "#1 ", "#2 ", "#3 ", "#4 "];
+    let text = memtest(file, entry, &marks);
+    assert!(text.contains("63.6MB"), "the memory's size is not shown:\n{text}");
+    assert!(text.contains("2 Cores 2 Threads"), "{text}");
+    assert!(text.contains("Errors: 0 "), "{text}");
+    let errors = text.split("Errors: ").skip(1).find(|rest| !rest.starts_with("0 "));
+    assert_eq!(errors, None);
+}
+
+#[test]
+#[ignore = "long: minutes of memory tests"]
+fn memtest86_64_bit_passes_its_first_tests() {
+    memtest_passes_its_first_tests("memtest86+x64.bin", "64");
+}
+
+#[test]
+#[ignore = "long: minutes of memory tests"]
+fn memtest86_32_bit_passes_its_first_tests() {
+    memtest_passes_its_first_tests("memtest86+ia32.bin", "32");
+}
