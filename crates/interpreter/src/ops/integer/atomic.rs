@@ -1,4 +1,4 @@
-//! Exchange-and-add, compare-and-exchange, and fences.
+//! Exchange-and-add, compare-and-exchange.
 //!
 //! Other instructions that may be locked are with their families.
 
@@ -11,7 +11,6 @@ use crate::op::{Handler, Op};
 use crate::paging::Intent;
 use iced_x86::{Instruction, Mnemonic as M};
 use memory::PAGE_SHIFT;
-use std::sync::atomic::{Ordering, fence};
 
 /// Slots of RAX, RCX, RDX, RBX.
 const AX: u8 = 0;
@@ -31,7 +30,6 @@ pub(super) fn select(instruction: &Instruction, form: &Form) -> Option<Handler> 
         (M::Cmpxchg8b, _, false) => cmpxchg8b::<false>,
         (M::Cmpxchg8b, _, true) => cmpxchg8b::<true>,
         (M::Cmpxchg16b, ..) => cmpxchg16b,
-        (M::Mfence | M::Lfence | M::Sfence, ..) => full_fence,
         _ => return None,
     })
 }
@@ -179,10 +177,4 @@ fn compare_exchange_wide(cpu: &mut Cpu, place: Place, current: u128, new: u128) 
             old
         }
     }
-}
-
-/// MFENCE, LFENCE, SFENCE: guest accesses are the host's, so its fence is theirs.
-fn full_fence(_: &mut Cpu, _: &Op) -> Result {
-    fence(Ordering::SeqCst);
-    Ok(())
 }

@@ -11,7 +11,7 @@ use crate::ops::integer::stack;
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic as M, OpKind};
 use x86::SegmentRegister;
 
-pub(super) fn select(instruction: &Instruction, form: &Form, op: &mut Op) -> Option<Handler> {
+pub(super) fn select(instruction: &Instruction, form: &Form) -> Option<Handler> {
     match (instruction.mnemonic(), instruction.flow_control()) {
         (M::Loop, _) => select_loop::<ALWAYS>(instruction),
         (M::Loope, _) => select_loop::<IF_ZERO>(instruction),
@@ -46,7 +46,6 @@ pub(super) fn select(instruction: &Instruction, form: &Form, op: &mut Op) -> Opt
             Some(wide!(return_bits(instruction)?, |T| ret::<T>))
         }
         (_, FlowControl::ConditionalBranch) if instruction.is_jcc_short_or_near() => {
-            op.extra = condition(instruction);
             Some(wide!(target_bits(instruction), |T| {
                 conditional!(condition(instruction), |C| jcc::<T, C>)
             }))

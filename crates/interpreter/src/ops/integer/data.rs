@@ -50,54 +50,30 @@ fn select_accumulator(mnemonic: M) -> Option<Handler> {
     })
 }
 
+/// CMOVcc and SETcc, which are 16 mnemonics each: of what has a condition, only they have such
+/// operands.
 fn select_conditional(instruction: &Instruction, form: &Form) -> Option<Handler> {
     if instruction.condition_code() == ConditionCode::None {
         return None;
     }
     let code = condition(instruction);
-    let memory = form.kinds.contains(&Kind::Memory);
-    let mnemonic = instruction.mnemonic();
-    // CMOVcc and SETcc are 16 mnemonics each; they differ from others in their operands.
     match (form.kinds[0], form.kinds[1]) {
-        (Kind::Register, Kind::Register | Kind::Memory) if is_cmov(mnemonic) => {
-            Some(wide!(form.bits, |T| conditional!(code, |C| if memory {
-                cmov_mem::<T, C>
-            } else {
-                cmov_reg::<T, C>
-            })))
+        (Kind::Register, Kind::Register) => {
+            Some(wide!(form.bits, |T| conditional!(
+                code,
+                |C| cmov_reg::<T, C>
+            )))
         }
-        (Kind::Register, Kind::None) if is_setcc(mnemonic) => {
-            Some(conditional!(code, |C| set_reg::<C>))
+        (Kind::Register, Kind::Memory) => {
+            Some(wide!(form.bits, |T| conditional!(
+                code,
+                |C| cmov_mem::<T, C>
+            )))
         }
-        (Kind::Memory, Kind::None) if is_setcc(mnemonic) => {
-            Some(conditional!(code, |C| set_mem::<C>))
-        }
+        (Kind::Register, Kind::None) => Some(conditional!(code, |C| set_reg::<C>)),
+        (Kind::Memory, Kind::None) => Some(conditional!(code, |C| set_mem::<C>)),
         _ => None,
     }
-}
-
-fn is_cmov(mnemonic: M) -> bool {
-    use M::{Cmova, Cmovae, Cmovb, Cmovbe, Cmove, Cmovg, Cmovge, Cmovl};
-    use M::{Cmovle, Cmovne, Cmovno, Cmovnp, Cmovns, Cmovo, Cmovp, Cmovs};
-    matches!(
-        mnemonic,
-        Cmova | Cmovae | Cmovb | Cmovbe | Cmove | Cmovg | Cmovge | Cmovl
-    ) || matches!(
-        mnemonic,
-        Cmovle | Cmovne | Cmovno | Cmovnp | Cmovns | Cmovo | Cmovp | Cmovs
-    )
-}
-
-fn is_setcc(mnemonic: M) -> bool {
-    use M::{Seta, Setae, Setb, Setbe, Sete, Setg, Setge, Setl};
-    use M::{Setle, Setne, Setno, Setnp, Setns, Seto, Setp, Sets};
-    matches!(
-        mnemonic,
-        Seta | Setae | Setb | Setbe | Sete | Setg | Setge | Setl
-    ) || matches!(
-        mnemonic,
-        Setle | Setne | Setno | Setnp | Setns | Seto | Setp | Sets
-    )
 }
 
 fn mov(form: &Form) -> Option<Handler> {

@@ -168,7 +168,7 @@ pub(super) fn select(cpu: &Cpu, instruction: &Instruction, op: &mut Op) -> Optio
     let handler = data::select(instruction, &form, op)
         .or_else(|| arith::select(instruction, &form))
         .or_else(|| logic::select(instruction, &form))
-        .or_else(|| branch::select(instruction, &form, op))
+        .or_else(|| branch::select(instruction, &form))
         .or_else(|| stack::select(instruction, &form))
         .or_else(|| shift::select(instruction, &form, op))
         .or_else(|| string::select(instruction))
