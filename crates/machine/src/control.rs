@@ -39,8 +39,17 @@ pub enum Event {
     },
     /// Somebody outside asks the owner for something; the words are between those two.
     Request(String),
+    /// A debugger called or said something: [`crate::GdbServer::serve`].
+    Debugger,
     /// Somebody outside wants the owner to end the machine.
     Quit,
+}
+
+impl Event {
+    /// Whether it comes from people, not from the guest: it outlives a reset.
+    pub(crate) fn is_from_outside(&self) -> bool {
+        matches!(self, Self::Request(_) | Self::Debugger | Self::Quit)
+    }
 }
 
 /// A vCPU, locked by its thread while it runs.
@@ -86,7 +95,7 @@ impl Control {
 
     /// Lets the vCPUs run.
     pub(crate) fn resume(&self) {
-        self.set_mode(Mode::Running);
+        self.resume_only(None);
     }
 
     /// Lets only vCPU `index` run (a debugger's step), until the next [`Control::resume`].

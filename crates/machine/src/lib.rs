@@ -30,7 +30,7 @@ mod virtio;
 pub use board::{Consoles, Inputs};
 pub use console::ConsoleInput;
 pub use control::Event;
-pub use gdb::serve as serve_gdb;
+pub use gdb::{GdbServer, Handler, Visit};
 pub use machine::{Error, Machine, Payload};
 pub use report::VcpuReport;
 pub use snapshot::Snapshot;

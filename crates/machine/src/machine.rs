@@ -242,7 +242,11 @@ impl Machine {
     /// As [`Machine::load`].
     pub fn reset(&mut self) -> Result<(), Error> {
         self.pause();
-        while self.events.try_recv().is_ok() {}
+        let kept: Vec<Event> = self.events.try_iter().filter(Event::is_from_outside).collect();
+        for event in kept {
+            // The receiver is ours.
+            let _ = self.control.events().send(event);
+        }
         self.board.reset();
         self.start_up()
     }
@@ -373,5 +377,7 @@ fn create_engine(kind: EngineKind, setup: &Setup) -> Result<Created, Error> {
 }
 
 fn cpuid(config: &config::Machine) -> Vec<x86::cpuid::Table> {
-    (0..config.cpus).map(|index| interpreter::cpuid::table(index, config.cpus, SOFTWARE_TSC_KHZ)).collect()
+    (0..config.cpus)
+        .map(|index| interpreter::cpuid::table(index, config.cpus, SOFTWARE_TSC_KHZ))
+        .collect()
 }

@@ -41,7 +41,8 @@ impl VcpuReport {
     }
 }
 
-fn is_64bit(state: &VcpuState) -> bool {
+/// Whether it executes 64-bit code.
+pub(crate) fn is_64bit(state: &VcpuState) -> bool {
     state.efer.contains(Efer::LMA) && state.segments[1].is_long()
 }
 

@@ -185,7 +185,9 @@ struct Feature {
 
 fn features() -> [Feature; 5] {
     let numbered = |name: &str, count: u8, register: fn(u8) -> Register, suffix: &str| {
-        (0..count).map(|i| (register(i), format!("{name}{i}{suffix}"))).collect::<Vec<_>>()
+        (0..count)
+            .map(|i| (register(i), format!("{name}{i}{suffix}")))
+            .collect::<Vec<_>>()
     };
     let mut core = Vec::new();
     core.extend(GENERAL.map(|(r, name)| (Register::General(r), name.to_owned())));
@@ -233,7 +235,10 @@ fn flags(id: &str, size: u8, bits: &[(&str, u8)]) -> String {
     let mut xml = format!("<flags id=\"{id}\" size=\"{size}\">");
     for (name, bit) in bits {
         // Writing to a string can't fail.
-        let _ = write!(xml, "<field name=\"{name}\" start=\"{bit}\" end=\"{bit}\"/>");
+        let _ = write!(
+            xml,
+            "<field name=\"{name}\" start=\"{bit}\" end=\"{bit}\"/>"
+        );
     }
     xml + "</flags>"
 }
@@ -242,11 +247,19 @@ static DESCRIPTION: LazyLock<String> = LazyLock::new(|| {
     let mut xml = "<?xml version=\"1.0\"?><!DOCTYPE target SYSTEM \"gdb-target.dtd\">\
         <target version=\"1.0\"><architecture>i386:x86-64</architecture>"
         .to_owned();
-    for Feature { name, types, registers } in features() {
+    for Feature {
+        name,
+        types,
+        registers,
+    } in features()
+    {
         let _ = write!(xml, "<feature name=\"{name}\">{types}");
         for (register, name) in registers {
             let (bits, kind) = (8 * register.bytes(), register.kind());
-            let _ = write!(xml, "<reg name=\"{name}\" bitsize=\"{bits}\" type=\"{kind}\"/>");
+            let _ = write!(
+                xml,
+                "<reg name=\"{name}\" bitsize=\"{bits}\" type=\"{kind}\"/>"
+            );
         }
         xml += "</feature>";
     }
@@ -255,7 +268,11 @@ static DESCRIPTION: LazyLock<String> = LazyLock::new(|| {
 
 /// All registers, by their numbers.
 static ALL: LazyLock<Vec<Register>> = LazyLock::new(|| {
-    features().into_iter().flat_map(|f| f.registers).map(|(register, _)| register).collect()
+    features()
+        .into_iter()
+        .flat_map(|f| f.registers)
+        .map(|(register, _)| register)
+        .collect()
 });
 
 impl RegId for Register {
@@ -336,7 +353,10 @@ impl Register {
         match self {
             Self::General(register) => state.gpr[register as usize] = word,
             Self::Rip => state.rip = word,
-            Self::Eflags => state.rflags = Rflags::from_bits_retain(word) | Rflags::FIXED,
+            Self::Eflags => {
+                let bits = u64::from(word as u32);
+                state.rflags = Rflags::from_bits_retain(bits) | Rflags::FIXED;
+            }
             Self::Selector(segment) => set_selector(state, segment, word as u16),
             Self::St(i) => {
                 let bytes = &value.to_le_bytes()[..10];
@@ -423,7 +443,9 @@ impl RegisterFile {
     pub(super) fn store(&self, state: &mut VcpuState) {
         let mut rest = self.bytes.as_slice();
         for register in ALL.iter() {
-            let Some((bytes, behind)) = rest.split_at_checked(register.bytes()) else { return };
+            let Some((bytes, behind)) = rest.split_at_checked(register.bytes()) else {
+                return;
+            };
             register.set(state, from_bytes(bytes));
             rest = behind;
         }
@@ -432,7 +454,10 @@ impl RegisterFile {
 
 /// A value from up to 16 little-endian bytes.
 pub(super) fn from_bytes(bytes: &[u8]) -> u128 {
-    bytes.iter().rev().fold(0, |value, byte| value << 8 | u128::from(*byte))
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |value, byte| value << 8 | u128::from(*byte))
 }
 
 impl Registers for RegisterFile {
@@ -466,7 +491,10 @@ mod tests {
     fn state() -> VcpuState {
         let mut state = VcpuState::after_reset(0);
         for (number, register) in ALL.iter().enumerate() {
-            register.set(&mut state, 0x0101_0101_0101_0101_0101_0101_0101_0101 * number as u128);
+            register.set(
+                &mut state,
+                0x0101_0101_0101_0101_0101_0101_0101_0101 * number as u128,
+            );
         }
         state
     }
@@ -475,7 +503,10 @@ mod tests {
     fn the_standard_registers_have_gdbs_numbers() {
         // gdb/features/i386: core has 40, sse 17, avx 16, segments 2.
         assert_eq!(Register::Rip.to_raw_id(), Some(16));
-        assert_eq!(Register::Selector(SegmentRegister::Cs).to_raw_id(), Some(18));
+        assert_eq!(
+            Register::Selector(SegmentRegister::Cs).to_raw_id(),
+            Some(18)
+        );
         assert_eq!(Register::St(0).to_raw_id(), Some(24));
         assert_eq!(Register::Xmm(0).to_raw_id(), Some(40));
         assert_eq!(Register::Mxcsr.to_raw_id(), Some(56));
@@ -493,7 +524,11 @@ mod tests {
         }
         for tag in ["target", "feature", "flags", "union"] {
             let open = DESCRIPTION.matches(&format!("<{tag} ")).count();
-            assert_eq!(open, DESCRIPTION.matches(&format!("</{tag}>")).count(), "{tag}");
+            assert_eq!(
+                open,
+                DESCRIPTION.matches(&format!("</{tag}>")).count(),
+                "{tag}"
+            );
         }
     }
 
@@ -529,7 +564,10 @@ mod tests {
         let cs = Register::Selector(SegmentRegister::Cs);
         let mut state = VcpuState::after_reset(0);
         cs.set(&mut state, 0xf000);
-        assert_eq!(state.segments[1].base, 0xffff_0000, "an unchanged selector changes nothing");
+        assert_eq!(
+            state.segments[1].base, 0xffff_0000,
+            "an unchanged selector changes nothing"
+        );
         cs.set(&mut state, 0x1234);
         assert_eq!(state.segments[1].base, 0x12340);
         state.cr0 |= Cr0::PE;

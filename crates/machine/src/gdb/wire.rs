@@ -70,8 +70,8 @@ impl Stream {
 
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
-            Self::Tcp(stream) => stream.write_all(bytes),
-            Self::Unix(stream) => stream.write_all(bytes),
+            Self::Tcp(stream) => Write::write_all(stream, bytes),
+            Self::Unix(stream) => Write::write_all(stream, bytes),
         }
     }
 }
@@ -93,6 +93,7 @@ impl Listener {
 /// Where debuggers call.
 pub(super) struct Port {
     pub(super) messages: Receiver<Message>,
+    pub(super) events: Sender<Event>,
     /// As gdb's `target remote` takes it.
     pub(super) address: String,
     /// A socket file of ours, removed at the end.
@@ -115,17 +116,29 @@ impl Port {
             None => {
                 let path = Path::new(address);
                 let listener = UnixListener::bind(path)?;
-                let port = (Listener::Unix(listener), address.to_owned(), Some(path.to_owned()));
+                let port = (
+                    Listener::Unix(listener),
+                    address.to_owned(),
+                    Some(path.to_owned()),
+                );
                 std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
                 port
             }
         };
         let (sender, messages) = sync_channel(QUEUE_MAX);
-        let reader = Reader { sender, events };
+        let reader = Reader {
+            sender,
+            events: events.clone(),
+        };
         std::thread::Builder::new()
             .name("gdb".to_owned())
             .spawn(move || while reader.hear(&listener).is_some() {})?;
-        Ok(Self { messages, address, file })
+        Ok(Self {
+            messages,
+            events,
+            address,
+            file,
+        })
     }
 }
 
@@ -190,7 +203,10 @@ pub(super) struct Wire {
 
 impl Wire {
     pub(super) fn new(stream: Stream) -> Self {
-        Self { stream, packet: Vec::new() }
+        Self {
+            stream,
+            packet: Vec::new(),
+        }
     }
 
     /// Shows `text` on gdb's console. Allowed only while gdb waits for the guest to stop
