@@ -9,7 +9,7 @@
 //!   touched: only RAM and ROM can be read, only RAM written.
 //! - The target description is that of x86-64 in all modes, with the system registers. In 16- and
 //!   32-bit code the registers are shown in 64 bits, RIP is the offset in CS, and breakpoints are
-//!   linear addresses.
+//!   linear addresses; gdb calls one in a segment with a base a SIGTRAP.
 //! - Breakpoints, also those that gdb calls software breakpoints, don't change memory.
 //!
 //! Whoever reaches the port owns the guest: there is no authentication in the protocol.

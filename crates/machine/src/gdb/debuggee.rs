@@ -129,15 +129,17 @@ impl<'m> Debuggee<'m> {
             Stop::Step if self.step == Some(index) => Some(signal(index, Signal::SIGTRAP)),
             Stop::Step => None,
             Stop::Breakpoint => {
-                let linear = self
-                    .machine
-                    .with_vcpu(index, |vcpu| linear_rip(&vcpu.state()));
-                if self.software.contains(&linear) {
-                    Some(Reason::SwBreak(tid))
-                } else if self.hardware.contains(&linear) {
-                    Some(Reason::HwBreak(tid))
-                } else {
-                    None
+                let state = self.machine.with_vcpu(index, |vcpu| vcpu.state());
+                let linear = linear_rip(&state);
+                match (
+                    self.software.contains(&linear),
+                    self.hardware.contains(&linear),
+                ) {
+                    (false, false) => None,
+                    // Where RIP is not a linear address, gdb does not see its breakpoint there.
+                    _ if linear != state.rip => Some(signal(index, Signal::SIGTRAP)),
+                    (true, _) => Some(Reason::SwBreak(tid)),
+                    (false, true) => Some(Reason::HwBreak(tid)),
                 }
             }
             Stop::Watchpoint { address, write } => {
