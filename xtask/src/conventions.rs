@@ -65,7 +65,8 @@ fn check_all(crates: &[Crate]) -> Result<(usize, Vec<String>)> {
                 .chain(file_name_to_mend(path));
             wrong.extend(found.map(|what| format!("{}{what}", shown.display())));
             if is_root(path, &member.directory) {
-                let found = root_to_mend(&member.name, &text, modules > 1);
+                let found =
+                    root_to_mend(&member.name, &text, path.ends_with("lib.rs") && modules > 1);
                 wrong.extend(found.map(|what| format!("{}: {what}", shown.display())));
             }
         }
@@ -101,8 +102,8 @@ fn is_root(path: &Path, directory: &Path) -> bool {
         .any(|root| path == directory.join(root))
 }
 
-/// What is wrong with the main module of crate `name`.
-fn root_to_mend(name: &str, text: &str, has_modules: bool) -> impl Iterator<Item = String> {
+/// What is wrong with the main module of crate `name`, which may have to be small.
+fn root_to_mend(name: &str, text: &str, is_small: bool) -> impl Iterator<Item = String> {
     let mut wrong = Vec::new();
     let forbids = text.lines().any(|line| line == "#![forbid(unsafe_code)]");
     if forbids == UNSAFE_CRATES.contains(&name) {
@@ -115,7 +116,7 @@ fn root_to_mend(name: &str, text: &str, has_modules: bool) -> impl Iterator<Item
     let lines = lines
         .filter(|line| !line.is_empty() && !line.starts_with("//"))
         .count();
-    if has_modules && lines > ROOT_LINES_MAX {
+    if is_small && lines > ROOT_LINES_MAX {
         wrong.push(format!(
             "{lines} lines of code, of at most {ROOT_LINES_MAX}: make a module"
         ));

@@ -55,7 +55,10 @@ impl Peer for Bochs {
                 "{} (Debian)",
                 String::from_utf8_lossy(&output.stdout).trim()
             ),
-            settings: format!("cpu: {CPU}; clock: sync=none; no client at its display"),
+            settings: format!(
+                "cpu: {CPU}; clock: sync=none, so that guest time passes with instructions and \
+                 waiting costs nothing; built with the debugger, so without handlers chaining"
+            ),
         })
     }
 

@@ -54,7 +54,7 @@ pub(crate) struct Setting {
     pub(crate) host_cpus: usize,
     /// The host's memory in MiB.
     pub(crate) host_memory_mib: u64,
-    /// The release of the host's kernel.
+    /// The version of the host's kernel.
     pub(crate) host_kernel: String,
     /// The host's load average over the minute before.
     pub(crate) host_load: f64,
@@ -87,7 +87,7 @@ impl Setting {
             host_cpu: model(&read("/proc/cpuinfo")?),
             host_cpus: std::thread::available_parallelism()?.get(),
             host_memory_mib: memory_kib.unwrap_or(0) / 1024,
-            host_kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+            host_kernel: version(&read("/proc/sys/kernel/osrelease")?).to_owned(),
             host_load: load
                 .split(' ')
                 .next()
@@ -110,6 +110,11 @@ fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     pairs
         .find(|(key, _)| key.trim() == name)
         .map(|(_, value)| value.trim())
+}
+
+/// The version in a kernel's release, without what its builder added.
+fn version(release: &str) -> &str {
+    release.trim().split(['-', '+']).next().unwrap_or_default()
 }
 
 /// The processor's name, with the numbers that tell it where hosts hide the name.
@@ -331,6 +336,7 @@ pub(crate) mod tests {
     fn the_host_is_described_by_proc() {
         let cpuinfo = "processor\t: 0\nmodel\t\t: 17\ncpu family\t: 25\nmodel name\t: X Y\n";
         assert_eq!(model(cpuinfo), "X Y (family 25, model 17)");
+        assert_eq!(version("6.18.1-custom\n"), "6.18.1");
         assert_eq!(field("MemTotal:       24 kB\n", "MemTotal"), Some("24"));
     }
 }
