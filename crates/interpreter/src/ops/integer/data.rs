@@ -45,7 +45,8 @@ fn select_accumulator(mnemonic: M) -> Option<Handler> {
         M::Nop | M::Reservednop | M::Endbr32 | M::Endbr64 | M::Pause | M::Rdsspd | M::Rdsspq => nop,
         M::Prefetch | M::Prefetchw | M::Prefetchwt1 | M::Prefetchnta => nop,
         M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 => nop,
-        M::Prefetchit0 | M::Prefetchit1 => nop,
+        // Where CPUID does not show it, CLDEMOTE is one of the reserved NOPs.
+        M::Prefetchit0 | M::Prefetchit1 | M::Cldemote => nop,
         _ => return None,
     })
 }

@@ -6,7 +6,8 @@ use crate::op::{Handler, Op};
 use iced_x86::{Instruction, Mnemonic as M};
 use x86::Rflags;
 
-/// Slot of AH.
+/// Slots of AL and AH.
+const AL: u8 = 0;
 const AH: u8 = HIGH;
 
 pub(super) fn select(instruction: &Instruction) -> Option<Handler> {
@@ -18,6 +19,7 @@ pub(super) fn select(instruction: &Instruction) -> Option<Handler> {
         M::Std => |cpu, _| set_direction(cpu, true),
         M::Lahf => lahf,
         M::Sahf => sahf,
+        M::Salc => salc,
         _ => return None,
     };
     Some(handler)
@@ -30,6 +32,13 @@ fn set_carry(cpu: &mut Cpu, carry: bool) -> Result {
 
 fn set_direction(cpu: &mut Cpu, down: bool) -> Result {
     cpu.flags.set_system(Rflags::DF, down);
+    Ok(())
+}
+
+/// AL from CF: every bit of it. In no manual, but in every processor outside 64-bit mode.
+fn salc(cpu: &mut Cpu, _: &Op) -> Result {
+    let value: u8 = if cpu.flags.cf() { 0xff } else { 0 };
+    cpu.set_reg(AL, value);
     Ok(())
 }
 

@@ -154,6 +154,8 @@ fn is_system(code: Code) -> bool {
             Code::Reservednop_rm16_r16_0F0D
                 | Code::Reservednop_rm32_r32_0F0D
                 | Code::Reservednop_rm64_r64_0F0D
+                // Of its memory operand's four bytes, AMD's processors read all; Intel's two.
+                | Code::Movsxd_r16_rm16
                 // Far branches.
                 | Code::Jmp_m1616
                 | Code::Jmp_m1632

@@ -207,6 +207,17 @@ fn sahf_leaves_overflow_alone() {
 }
 
 #[test]
+fn salc_spreads_the_carry() {
+    let mut bench = Bench::new(Mode::Protected32);
+    for (flags, al) in [(CF, 0xff), (0, 0)] {
+        bench.cpu.gpr[0] = 0x1234;
+        bench.set_flags(flags);
+        bench.run(&[0xd6]).expect("salc");
+        assert_eq!(bench.cpu.gpr[0], 0x1200 | al);
+    }
+}
+
+#[test]
 fn addresses_wrap_at_16_bits() {
     let mut bench = Bench::new(Mode::Real);
     bench.cpu.gpr[3] = 0xffff;
