@@ -1,4 +1,4 @@
-//! Exchange-and-add, compare-and-exchange.
+//! Exchange-and-add, compare-and-exchange, and fences.
 //!
 //! Other instructions that may be locked are with their families.
 
@@ -11,6 +11,7 @@ use crate::op::{Handler, Op};
 use crate::paging::Intent;
 use iced_x86::{Instruction, Mnemonic as M};
 use memory::PAGE_SHIFT;
+use std::sync::atomic::{Ordering, fence};
 
 /// Slots of RAX, RCX, RDX, RBX.
 const AX: u8 = 0;
@@ -30,6 +31,7 @@ pub(super) fn select(instruction: &Instruction, form: &Form) -> Option<Handler> 
         (M::Cmpxchg8b, _, false) => cmpxchg8b::<false>,
         (M::Cmpxchg8b, _, true) => cmpxchg8b::<true>,
         (M::Cmpxchg16b, ..) => cmpxchg16b,
+        (M::Mfence | M::Lfence | M::Sfence, ..) => full_fence,
         _ => return None,
     })
 }
@@ -177,4 +179,11 @@ fn compare_exchange_wide(cpu: &mut Cpu, place: Place, current: u128, new: u128) 
             old
         }
     }
+}
+
+/// MFENCE, LFENCE, SFENCE: guest accesses are the host's, in program order; that stores come
+/// before later loads is what the host must be told.
+fn full_fence(_: &mut Cpu, _: &Op) -> Result {
+    fence(Ordering::SeqCst);
+    Ok(())
 }
