@@ -50,7 +50,7 @@ pub enum Exit {
 /// What a debugger is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
-    /// One instruction was executed.
+    /// One instruction was executed, or raised an exception.
     Step,
     /// The next instruction has a breakpoint.
     Breakpoint,

@@ -87,7 +87,8 @@ pub trait Vcpu: Send {
 /// What a debugger wants to stop for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DebugRequest {
-    /// Stop after one instruction.
+    /// Stop after one instruction, or after the exception that it raised. Meanwhile interrupts are
+    /// held off.
     pub single_step: bool,
     /// Stop before instructions at these linear addresses.
     pub breakpoints: Vec<u64>,

@@ -2,6 +2,7 @@
 //! debugger outside.
 
 use crate::cpu::{Cpu, Result};
+use crate::decode::{BLOCK_BYTES, INSTRUCTION_MAX};
 use engine::{DebugRequest, Stop};
 use x86::{Cr4, Dr6, Dr7, Exception, Rflags, Vector};
 
@@ -10,33 +11,54 @@ use x86::{Cr4, Dr6, Dr7, Exception, Rflags, Vector};
 pub(crate) struct Request {
     wanted: DebugRequest,
     stop: Option<Stop>,
-    /// The debugger was told of this breakpoint: the next instruction is executed all the same.
-    passing: bool,
+    /// The linear address of a breakpoint that the debugger was told of: when the debugger goes on,
+    /// it goes on from there.
+    told: Option<u64>,
 }
 
 impl Request {
     pub(crate) fn set(&mut self, wanted: &DebugRequest) {
-        *self = Self {
-            wanted: wanted.clone(),
-            stop: None,
-            passing: true,
-        };
+        self.wanted.clone_from(wanted);
+        self.stop = None;
     }
 
-    pub(crate) fn is_active(&self) -> bool {
-        !self.wanted.is_empty()
+    pub(crate) fn steps_singly(&self) -> bool {
+        self.wanted.single_step
+    }
+
+    pub(crate) fn has_breakpoints(&self) -> bool {
+        !self.wanted.breakpoints.is_empty()
     }
 
     /// Whether to stop before the instruction at `linear`.
     pub(crate) fn breaks_at(&mut self, linear: u64) -> bool {
-        let passing = std::mem::take(&mut self.passing);
-        let hit = self.wanted.breakpoints.contains(&linear);
-        if hit && !passing {
-            // When the debugger goes on, it goes on from here.
-            self.passing = true;
-            return true;
+        let told = self.told.take();
+        let hit = self.wanted.breakpoints.contains(&linear) && told != Some(linear);
+        if hit {
+            self.told = Some(linear);
         }
-        false
+        hit
+    }
+
+    /// Whether a block that begins at `linear` may hold a breakpoint.
+    pub(crate) fn breaks_in_block_at(&self, linear: u64) -> bool {
+        let block = 0..(BLOCK_BYTES + INSTRUCTION_MAX) as u64;
+        let breakpoints = &self.wanted.breakpoints;
+        breakpoints
+            .iter()
+            .any(|breakpoint| block.contains(&breakpoint.wrapping_sub(linear)))
+    }
+
+    /// The instruction, or the exception that it raised instead, is complete.
+    pub(crate) fn stepped(&mut self) {
+        if self.wanted.single_step && self.stop.is_none() {
+            self.stop = Some(Stop::Step);
+        }
+    }
+
+    /// The instruction faulted: it did not access what was noted.
+    pub(crate) fn faulted(&mut self) {
+        self.stop = None;
     }
 
     pub(crate) fn take_stop(&mut self) -> Option<Stop> {
@@ -100,6 +122,8 @@ impl Cpu {
                 address: linear,
                 write,
             });
+            self.stop = true;
+            self.attend();
         }
     }
 
@@ -142,9 +166,7 @@ impl Cpu {
         if trap {
             self.debug_trap |= Dr6::BS.bits();
         }
-        if self.debug.wanted.single_step && self.debug.stop.is_none() {
-            self.debug.stop = Some(Stop::Step);
-        }
+        self.debug.stepped();
     }
 }
 

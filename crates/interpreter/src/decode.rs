@@ -17,7 +17,7 @@ pub(crate) const INSTRUCTION_MAX: usize = 15;
 /// Most instructions in a block.
 const BLOCK_OPS: usize = 48;
 /// Most code bytes that are fetched for a block, of its first page.
-const BLOCK_BYTES: usize = 256;
+pub(crate) const BLOCK_BYTES: usize = 256;
 
 /// Why code is decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

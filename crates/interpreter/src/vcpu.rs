@@ -146,6 +146,7 @@ impl InterpreterVcpu {
                 if let Err(fault) = self.cpu.deliver_raised() {
                     return Some(self.shut_down(&fault));
                 }
+                self.cpu.debug.stepped();
             }
         }
         self.cpu.attend();
@@ -191,6 +192,11 @@ impl InterpreterVcpu {
     /// Looks at everything that may come between two instructions, in the order of SDM vol. 3,
     /// table 7-2.
     fn attend(&mut self) -> Next {
+        if let Some(stop) = self.cpu.debug.take_stop() {
+            return Next::Exit(Exit::Debug(stop));
+        }
+        // Who steps through a program does not want to find himself in an interrupt handler.
+        let mut held = self.cpu.debug.steps_singly();
         loop {
             self.cpu.budget = BUDGET;
             if self.take_mail() {
@@ -206,20 +212,27 @@ impl InterpreterVcpu {
             }
             if self.cpu.wakes() {
                 self.cpu.activity = Activity::Running;
+                // A halt ends with the event, not before it.
+                held = false;
                 break;
             }
             self.sleep(now);
         }
-        match self.cpu.take_event() {
+        match self.cpu.take_event(held) {
             Ok(()) => {}
             Err(fault) => return Next::Exit(self.shut_down(&fault)),
         }
         let cpu = &mut self.cpu;
-        if cpu.debug.breaks_at(cpu.bases[1].wrapping_add(cpu.rip)) {
+        let linear = cpu.linear_rip();
+        if cpu.debug.breaks_at(linear) {
             return Next::Exit(Exit::Debug(Stop::Breakpoint));
         }
+        if cpu.debug.has_breakpoints() {
+            // The next block has to be looked at as well.
+            cpu.attend();
+        }
         let shadow = cpu.sti_shadow || cpu.ss_shadow;
-        if shadow || cpu.steps_singly() {
+        if shadow || cpu.steps_singly() || cpu.debug.breaks_in_block_at(linear) {
             cpu.attend();
             return Next::Instruction;
         }
@@ -272,16 +285,27 @@ impl Cpu {
         }
     }
 
+    /// The linear address of RIP, wherever that is.
+    fn linear_rip(&self) -> u64 {
+        if self.is_64bit() {
+            self.rip
+        } else {
+            self.bases[1].wrapping_add(self.rip) & 0xffff_ffff
+        }
+    }
+
     /// Delivers the exception that was raised.
     fn deliver_raised(&mut self) -> Result<(), TripleFault> {
         let exception = self.exception.take().expect("an exception was recorded");
         self.stop = false;
+        self.debug.faulted();
         self.attend();
         self.deliver(Event::Exception(exception))
     }
 
-    /// Takes the most urgent event that is due, if there is one.
-    fn take_event(&mut self) -> Result<(), TripleFault> {
+    /// Takes the most urgent event that is due, if there is one; while interrupts are `held`, none
+    /// from outside.
+    fn take_event(&mut self, held: bool) -> Result<(), TripleFault> {
         // One that a task switch left to the new task, or that came with a saved state.
         if let Some(exception) = self.exception.take() {
             return self.deliver(Event::Exception(exception));
@@ -294,7 +318,7 @@ impl Cpu {
                 payload: bits,
             }));
         }
-        if self.sti_shadow || self.ss_shadow {
+        if held || self.sti_shadow || self.ss_shadow {
             return Ok(());
         }
         if self.nmi_pending && !self.nmi_blocked {
@@ -322,7 +346,7 @@ impl Cpu {
     fn steps_singly(&self) -> bool {
         self.flags.system().intersects(Rflags::TF | Rflags::RF)
             || self.watches_code()
-            || self.debug.is_active()
+            || self.debug.steps_singly()
             || self.trace.contains(engine::Kinds::INSTRUCTIONS)
     }
 }
