@@ -15,9 +15,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// Part of every guest's key: to be raised when the same packages make another guest.
-const BUILDER_VERSION: u32 = 4;
-
 /// How long the answer which packages are the newest holds.
 const LISTS_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// After how much of that a failed look is repeated.
@@ -115,7 +112,7 @@ pub fn debian(
 ) -> Result<Guest, Error> {
     let store = options.store()?;
     let sources = options.sources();
-    let choice = format!("{:?} {sources:?} {BUILDER_VERSION}", spec.kernel);
+    let choice = format!("{:?} {sources:?}", spec.kernel);
     let usable = |found: &Found| match options.freshness {
         Freshness::Daily => found.age.is_some_and(|age| age < LISTS_AGE_MAX),
         Freshness::Now => false,
@@ -157,10 +154,10 @@ fn look(
 ) -> Result<Guest, Error> {
     let (apt, age) = updated(store, sources, progress)?;
     let packages = packages_of(&apt, spec)?;
-    let mut key = format!("{BUILDER_VERSION}");
-    for package in &packages {
-        key.extend([" ", &package.name, "=", &package.version]);
-    }
+    let key: String = packages
+        .iter()
+        .map(|p| format!("{}={} ", p.name, p.version))
+        .collect();
     if let Some(guest) = store.choose(choice, &key, age, lock)? {
         return Ok(guest);
     }

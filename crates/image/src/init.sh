@@ -24,11 +24,14 @@ watcher=''
 terminal() {
     export TERM="$term"
     stty -F "$1" sane -ixoff iutf8 -brkint ${rows:+rows $rows} ${columns:+cols $columns}
+    # Open before the monitor is told: what comes to a closed port is lost.
+    exec 9<>/dev/ttyS3
     while read -r word rows columns; do
         [ "$word" != size ] || stty -F "$1" rows "$rows" cols "$columns"
-    done </dev/ttyS3 &
+    done <&9 &
     watcher=$!
-    echo ready >/dev/ttyS3
+    echo ready >&9
+    exec 9<&-
 }
 
 # Pipes, so that the command finds no terminal. The input line is in canonical mode, where the

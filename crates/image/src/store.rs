@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! images/
-//!     lock            held by whoever builds (flock)
-//!     apt/            the private apt root
-//!     choice-HASH     which guest a choice of sources and kernel is, and when that was found
-//!     guest-HASH/     a guest: kernel, initrd, release
-//!     tmp-*           a guest being built; a rest, if nobody holds the lock
+//!     lock                    held by whoever builds (flock)
+//!     apt/                    the private apt root
+//!     choice-HASH             which guest a choice of sources and kernel is, and when that was found
+//!     guest-VERSION-HASH/     a guest: kernel, initrd, release
+//!     tmp-*                   a guest being built; a rest, if nobody holds the lock
 //! ```
 //! A guest appears by one rename, complete and on disk, so an interrupted build leaves none that
 //! is half made. Whoever uses a guest holds a shared lock on its directory, so that it is not
@@ -22,6 +22,10 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// To be raised when the same packages make another guest. Guests of other versions are not found,
+/// and removed once their choice has been made anew.
+const BUILDER_VERSION: u32 = 6;
 
 /// Files of a guest.
 const KERNEL: &str = "kernel";
@@ -189,7 +193,8 @@ impl Store {
 
     /// The whole guest in the directory `name`.
     fn guest(&self, name: &str) -> Option<Guest> {
-        if !name.starts_with("guest-") || name.contains('/') {
+        let ours = format!("guest-{BUILDER_VERSION}-");
+        if !name.starts_with(&ours) || name.contains('/') {
             return None;
         }
         let directory = self.0.join(name);
@@ -271,7 +276,7 @@ impl Store {
 }
 
 fn guest_name(key: &str) -> String {
-    format!("guest-{}", hash(key))
+    format!("guest-{BUILDER_VERSION}-{}", hash(key))
 }
 
 /// The first 16 hexadecimal digits of the text's SHA-256.
