@@ -32,10 +32,18 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8> {
         Some(session) => debian::outputs(session, &reported, output, &log, args.verbose),
         None => [Some(log.tee(output)), None, None, None],
     };
-    let consoles = Consoles { serial, virtio: None, debug: Some(Box::new(Stderr)) };
+    let consoles = Consoles {
+        serial,
+        virtio: None,
+        debug: Some(Box::new(Stderr)),
+    };
     let mut machine = Machine::new(shape(args)?, consoles, trace(args)?)?;
     machine.load(payload)?;
-    let gdb = args.gdb.as_deref().map(|address| listen_for_gdb(&machine, address)).transpose()?;
+    let gdb = args
+        .gdb
+        .as_deref()
+        .map(|address| listen_for_gdb(&machine, address))
+        .transpose()?;
 
     let from_terminal = matches!(input, Source::Stdin) && terminal::is_interactive();
     let raw = from_terminal.then(terminal::RawMode::enter).flatten();
@@ -45,11 +53,29 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8> {
         machine.resume();
     }
     let one_command = matches!(session, Some(Session::Command(_)));
-    let policy = Policy { log: &log, keep_ended: args.no_reboot || one_command };
-    let deadline = args.timeout.map(|s| Instant::now() + Duration::from_secs(s));
-    let end = Loop { machine: &mut machine, policy, gdb, deadline }.run();
+    let policy = Policy {
+        log: &log,
+        keep_ended: args.no_reboot || one_command,
+    };
+    let deadline = args
+        .timeout
+        .map(|s| Instant::now() + Duration::from_secs(s));
+    let end = Loop {
+        machine: &mut machine,
+        policy,
+        gdb,
+        deadline,
+    }
+    .run();
     drop(raw);
-    let status = conclude(end?, &machine, &log, reported.status(), &signal, args.verbose);
+    let status = conclude(
+        end?,
+        &machine,
+        &log,
+        reported.status(),
+        &signal,
+        args.verbose,
+    );
     if args.stats {
         eprint!("{}", monitor::statistics(&machine));
     }
@@ -105,13 +131,30 @@ fn kernel_payload(args: &RunArgs) -> Result<Payload> {
     let read = |path: &Path, what: &str| {
         std::fs::read(path).with_context(|| format!("can't read the {what} {}", path.display()))
     };
-    let kernel = args.kernel.as_deref().context("give a guest such as debian, or --kernel")?;
-    let mut command_line = args.cmdline.clone().unwrap_or_else(|| "console=ttyS0".to_owned());
-    if !command_line.split_whitespace().any(|word| word.starts_with("panic=")) {
+    let kernel = args
+        .kernel
+        .as_deref()
+        .context("give a guest such as debian, or --kernel")?;
+    let mut command_line = args
+        .cmdline
+        .clone()
+        .unwrap_or_else(|| "console=ttyS0".to_owned());
+    if !command_line
+        .split_whitespace()
+        .any(|word| word.starts_with("panic="))
+    {
         command_line += " panic=-1";
     }
-    let initrd = args.initrd.iter().map(|path| read(path, "initrd")).collect::<Result<_>>()?;
-    Ok(Payload { kernel: read(kernel, "kernel")?, initrd, command_line })
+    let initrd = args
+        .initrd
+        .iter()
+        .map(|path| read(path, "initrd"))
+        .collect::<Result<_>>()?;
+    Ok(Payload {
+        kernel: read(kernel, "kernel")?,
+        initrd,
+        command_line,
+    })
 }
 
 fn listen_for_gdb(machine: &Machine, address: &str) -> Result<GdbServer> {
@@ -148,18 +191,20 @@ fn watch_signals(machine: &Machine, resizes: bool) -> Result<Arc<AtomicI32>> {
         Signals::new([SIGTERM, SIGINT, SIGHUP, SIGWINCH]).context("can't listen for signals")?;
     let (events, control) = (machine.events(), machine.inputs().serial[3].clone());
     let seen = ended_by.clone();
-    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        for signal in signals.forever() {
-            if signal == SIGWINCH {
-                if resizes {
-                    debian::resize(&control);
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            for signal in signals.forever() {
+                if signal == SIGWINCH {
+                    if resizes {
+                        debian::resize(&control);
+                    }
+                    continue;
                 }
-                continue;
+                seen.store(signal, Ordering::Release);
+                let _ = events.send(Event::Quit);
             }
-            seen.store(signal, Ordering::Release);
-            let _ = events.send(Event::Quit);
-        }
-    })?;
+        })?;
     Ok(ended_by)
 }
 
@@ -176,8 +221,9 @@ enum End {
 
 impl End {
     /// The status that a debugger is told.
-    fn status(&self) -> u8 {
+    fn status(&self, log: &Log) -> u8 {
         match self {
+            Self::Reset if log.panic().is_some() => status::PANIC,
             Self::PowerOff | Self::Reset | Self::Quit => status::OK,
             Self::Exit(status) => *status,
             Self::TripleFault(_) => status::TRIPLE_FAULT,
@@ -244,7 +290,9 @@ impl Loop<'_> {
         // With --gdb, the first instruction waits for gdb.
         let mut held = self.gdb.is_some();
         loop {
-            let left = self.deadline.map(|d| d.saturating_duration_since(Instant::now()));
+            let left = self
+                .deadline
+                .map(|d| d.saturating_duration_since(Instant::now()));
             let Some(event) = self.machine.wait(left) else {
                 self.machine.pause();
                 return Ok(End::Timeout);
@@ -275,7 +323,7 @@ impl Loop<'_> {
         let visit = gdb.serve(self.machine, self.deadline, &mut |machine, event| {
             let status = match policy.handle(machine, event) {
                 Ok(Next::End(reason)) => {
-                    let status = reason.status();
+                    let status = reason.status(policy.log);
                     end = Ok(reason);
                     status
                 }
