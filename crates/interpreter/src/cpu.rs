@@ -118,8 +118,6 @@ pub(crate) struct Cpu {
     pub(crate) stop: bool,
     /// Blocks until the clock is read again. 0 makes the next block boundary look at everything.
     pub(crate) budget: u32,
-    /// Pages of code that were written by this vCPU and whose blocks must go.
-    pub(crate) written_code: Vec<usize>,
     /// What the debugger asked for.
     pub(crate) debug: crate::debug::Request,
     /// Instruction trace and other events.
@@ -258,12 +256,6 @@ impl Cpu {
         } else {
             View::Supervisor
         };
-    }
-
-    /// Flushes whatever was derived from page tables, and the view.
-    pub(crate) fn paging_changed(&mut self) {
-        self.tlb.flush();
-        self.update_view();
     }
 }
 

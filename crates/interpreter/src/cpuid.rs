@@ -342,8 +342,9 @@ impl Shape<'_> {
         table.set(FIRST + 6, answer(0, 0, level_two, level_three));
         // The TSC is invariant.
         table.set(FIRST + 7, answer(0, 0, 0, 1 << 8));
-        // WBNOINVD; on AMD no speculative store bypass and no branch type confusion.
-        let ebx = bits(&[(9, true), (26, amd), (29, amd)]);
+        // WBNOINVD; on AMD x87 error pointers are always saved, no speculative store bypass, no
+        // branch type confusion.
+        let ebx = bits(&[(2, amd), (9, true), (26, amd), (29, amd)]);
         let cores = (self.count - 1).min(255) | self.core_bits() << 12;
         let ecx = if amd { cores } else { 0 };
         table.set(FIRST + 8, answer(PHYSICAL_BITS | 48 << 8, ebx, ecx, 0));

@@ -111,6 +111,9 @@ impl Cpu {
         if !leaf.entry.contains(wanted) {
             self.set_entry_bits(leaf.address, wanted);
         }
+        if leaf.shift > 12 {
+            self.tlb.note_large(linear, leaf.shift);
+        }
         let within = (1u64 << leaf.shift) - 1;
         Ok(Mapping {
             gpa: page_address(leaf.entry, leaf.shift) & !within | linear & within,
@@ -308,7 +311,7 @@ impl Cpu {
             || self.cr4.contains(Cr4::PAE) && self.efer.contains(Efer::NXE);
         code.set(FaultCode::FETCH, intent == Intent::Fetch && fetches);
         // The old translation may be cached: a fault invalidates it (SDM vol. 3, 5.10.4.1).
-        self.tlb.flush_page(linear);
+        self.tlb.forget(linear);
         self.raise(Exception {
             vector: Vector::PageFault,
             error_code: code.bits(),

@@ -90,7 +90,6 @@ impl Cpu {
             model: Model::new(&setup.cpuid[index]),
             stop: false,
             budget: 0,
-            written_code: Vec::new(),
             debug: crate::debug::Request::default(),
             trace: setup.tracer.as_ref().map_or_else(Default::default, |t| t.1),
             counters: Counters::default(),

@@ -15,6 +15,8 @@ use x86::paging::is_canonical;
 const ENTRIES: usize = 1024;
 const CODE_ENTRIES: usize = 512;
 const VIEWS: usize = 4;
+/// Words of a set of [`Regions`].
+const REGION_WORDS: usize = 32;
 /// Where the generation begins in a tag: above the 52 bits of a page number.
 const GENERATION_SHIFT: u32 = 64 - PAGE_SHIFT;
 const GENERATIONS: u64 = 1 << PAGE_SHIFT;
@@ -59,6 +61,10 @@ pub(crate) struct Tlb {
     /// Whether the upper half holds entries that are not global.
     upper_local: bool,
     next_generation: u64,
+    /// Regions, hashed, from which an entry was filled that is part of a page of 2 MiB, or of a
+    /// larger one: INVLPG anywhere in such a page forgets all of it (SDM vol. 3, 5.10.4.1).
+    large: Regions<21>,
+    huge: Regions<30>,
     pub(crate) misses: u64,
     pub(crate) flushes: u64,
 }
@@ -71,6 +77,8 @@ impl Tlb {
             generation: [0; 2],
             upper_local: false,
             next_generation: 1,
+            large: Regions::default(),
+            huge: Regions::default(),
             misses: 0,
             flushes: 0,
         });
@@ -147,9 +155,20 @@ impl Tlb {
         self.upper_local |= linear >> 63 != 0 && !global;
     }
 
+    /// The page at `linear` is part of one of `1 << shift` bytes.
+    pub(crate) fn note_large(&mut self, linear: u64, shift: u32) {
+        if shift == 21 {
+            self.large.insert(linear);
+        } else {
+            self.huge.insert(linear);
+        }
+    }
+
     /// Forgets everything, global pages too.
     pub(crate) fn flush(&mut self) {
         self.flushes += 1;
+        self.large = Regions::default();
+        self.huge = Regions::default();
         self.upper_local = false;
         self.generation = [self.fresh_generation(); 2];
     }
@@ -166,8 +185,22 @@ impl Tlb {
         }
     }
 
-    /// Forgets the page at `linear`.
+    /// Forgets the page at `linear`, whatever its size.
     pub(crate) fn flush_page(&mut self, linear: u64) {
+        if self.huge.contains(linear) {
+            return self.flush();
+        }
+        if self.large.contains(linear) {
+            let first = linear >> 21 << 21;
+            for page in 0..512 {
+                self.forget(first + (page << PAGE_SHIFT));
+            }
+        }
+        self.forget(linear);
+    }
+
+    /// Forgets the 4 KiB around `linear`.
+    pub(crate) fn forget(&mut self, linear: u64) {
         for view in [View::Supervisor, View::SupervisorOnly, View::User] {
             self.data[Self::slot(view, linear)] = Entry::default();
         }
@@ -196,6 +229,29 @@ impl Tlb {
         let generation = self.next_generation << GENERATION_SHIFT;
         self.next_generation += 1;
         generation
+    }
+}
+
+/// A set of regions of `1 << SHIFT` bytes of the linear address space. It may answer that it has a
+/// region which it has not, never the other way round.
+#[derive(Debug, Clone, Copy, Default)]
+struct Regions<const SHIFT: u32>([u64; REGION_WORDS]);
+
+impl<const SHIFT: u32> Regions<SHIFT> {
+    fn place(linear: u64) -> (usize, u64) {
+        // Multiplicative hashing: 2^64 divided by the golden ratio.
+        let hash = (linear >> SHIFT).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        ((hash >> 58) as usize % REGION_WORDS, 1 << (hash >> 40 & 63))
+    }
+
+    fn insert(&mut self, linear: u64) {
+        let (word, bit) = Self::place(linear);
+        self.0[word] |= bit;
+    }
+
+    fn contains(&self, linear: u64) -> bool {
+        let (word, bit) = Self::place(linear);
+        self.0[word] & bit != 0
     }
 }
 
@@ -246,6 +302,17 @@ mod tests {
             tlb.flush_local();
             assert_eq!(tlb.read(View::User, 0x5000, 1), None);
             assert_eq!(tlb.read(View::User, KERNEL, 1), None);
+        }
+    }
+
+    #[test]
+    fn sdm_5_10_4_1_invlpg_forgets_all_of_a_large_page() {
+        let mut tlb = Tlb::new();
+        for shift in [21, 22, 30] {
+            tlb.fill(View::Supervisor, 0x20_5000, 0x9000, true, true);
+            tlb.note_large(0x20_5000, shift);
+            tlb.flush_page(0x3f_f000);
+            assert_eq!(tlb.read(View::Supervisor, 0x20_5000, 1), None, "{shift}");
         }
     }
 

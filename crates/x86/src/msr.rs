@@ -48,6 +48,7 @@ pub const IA32_KERNEL_GS_BASE: u32 = 0xc000_0102;
 pub const IA32_TSC_AUX: u32 = 0xc000_0103;
 pub const AMD_SYSCFG: u32 = 0xc001_0010;
 pub const AMD_HWCR: u32 = 0xc001_0015;
+pub const AMD_NB_CFG: u32 = 0xc001_001f;
 pub const AMD_PATCH_LEVEL: u32 = 0x8b;
 pub const AMD_LS_CFG: u32 = 0xc001_1020;
 pub const AMD_DE_CFG: u32 = 0xc001_1029;

@@ -5,7 +5,6 @@ use super::need_supervisor;
 use crate::cpu::{CodeSize, Cpu, Result};
 use crate::events::Event;
 use crate::op::{Handler, Op};
-use crate::paging::Intent;
 use engine::Kinds;
 use iced_x86::{Instruction, Mnemonic as M};
 use x86::{Activity, Cr4, Vector};
@@ -14,7 +13,7 @@ use x86::{Activity, Cr4, Vector};
 /// Documentation/virt/kvm/x86/hypercalls.rst).
 const KVM_ENOSYS: i64 = -1000;
 
-pub(super) fn select(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
+pub(super) fn select(instruction: &Instruction) -> Option<Handler> {
     Some(match instruction.mnemonic() {
         M::Int => int,
         M::Int1 => int1,
@@ -26,14 +25,8 @@ pub(super) fn select(instruction: &Instruction, op: &mut Op) -> Option<Handler> 
         M::Rdtscp => rdtscp,
         M::Rdpid => rdpid,
         M::Rdpmc => rdpmc,
-        M::Vmcall | M::Vmmcall => {
-            op.extra = u8::from(instruction.mnemonic() == M::Vmmcall);
-            hypercall
-        }
-        M::Lfence | M::Sfence | M::Mfence => fence,
+        M::Vmcall | M::Vmmcall => hypercall,
         M::Clflush | M::Clflushopt | M::Clwb => flush_line,
-        M::Prefetchw | M::Prefetch => nothing,
-        M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 => nothing,
         _ => return None,
     })
 }
@@ -128,8 +121,7 @@ fn rdpmc(cpu: &mut Cpu, _: &Op) -> Result {
     cpu.general_protection(0)
 }
 
-/// VMCALL and VMMCALL: KVM's hypercalls take either, and none is offered. The vendor's other
-/// instruction is #UD.
+/// VMCALL and VMMCALL: KVM's hypercalls take either, and none is offered.
 fn hypercall(cpu: &mut Cpu, op: &Op) -> Result {
     if !cpu.protected_mode() {
         return cpu.undefined();
@@ -149,26 +141,9 @@ fn hypercall(cpu: &mut Cpu, op: &Op) -> Result {
     Ok(())
 }
 
-/// Fences: each of the interpreter's accesses is a host access in program order. MFENCE orders
-/// stores before later loads, which the host must be told.
-fn fence(_: &mut Cpu, _: &Op) -> Result {
-    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-    Ok(())
-}
-
 /// CLFLUSH and its family: memory is coherent, but the address is checked as a load's.
 fn flush_line(cpu: &mut Cpu, op: &Op) -> Result {
-    let offset = cpu.address(op);
-    let linear = cpu.linear(op.segment, offset, 1, Intent::Read)?;
-    let _: u8 = match cpu.tlb.read(cpu.view, linear, 1) {
-        Some(_) => 0,
-        None => cpu.load_at(op.segment, offset)?,
-    };
-    Ok(())
-}
-
-/// A hint.
-fn nothing(_: &mut Cpu, _: &Op) -> Result {
+    cpu.load::<u8>(op)?;
     Ok(())
 }
 

@@ -24,7 +24,7 @@ pub(super) fn select(_: &Cpu, instruction: &Instruction, op: &mut Op) -> Option<
         .or_else(|| syscall::select(instruction))
         .or_else(|| msr::select(instruction))
         .or_else(|| io::select(instruction, op))
-        .or_else(|| misc::select(instruction, op))
+        .or_else(|| misc::select(instruction))
 }
 
 /// #GP(0) unless CPL is 0.

@@ -145,7 +145,7 @@ impl Cpu {
             msr::IA32_SPEC_CTRL if self.has_spec_ctrl() => self.spec_ctrl,
             msr::IA32_PLATFORM_ID if !self.model.is_amd() => 0,
             msr::IA32_FEATURE_CONTROL if !self.model.is_amd() => FEATURE_CONTROL,
-            msr::AMD_SYSCFG | msr::AMD_LS_CFG if self.model.is_amd() => 0,
+            msr::AMD_SYSCFG | msr::AMD_NB_CFG | msr::AMD_LS_CFG if self.model.is_amd() => 0,
             msr::AMD_HWCR if self.model.is_amd() => HWCR,
             msr::AMD_DE_CFG if self.model.is_amd() => DE_CFG,
             msr::KVM_WALL_CLOCK => self.paravirt.wall_clock,
@@ -219,7 +219,7 @@ impl Cpu {
                 self.spec_ctrl = value;
             }
             msr::IA32_PRED_CMD if self.has_spec_ctrl() => return allow(value & !1 == 0),
-            msr::AMD_SYSCFG | msr::AMD_LS_CFG if self.model.is_amd() => {}
+            msr::AMD_SYSCFG | msr::AMD_NB_CFG | msr::AMD_LS_CFG if self.model.is_amd() => {}
             msr::AMD_HWCR if self.model.is_amd() => return allow(value & !HWCR_WRITABLE == 0),
             msr::AMD_DE_CFG if self.model.is_amd() => return allow(value == DE_CFG),
             msr::KVM_WALL_CLOCK => return allow(self.set_wall_clock(value)),
