@@ -32,6 +32,9 @@ pub(crate) enum Event {
 #[error("{0}")]
 pub(crate) struct TripleFault(String);
 
+/// Events that are remembered for the report of a triple fault.
+const STORY: usize = 6;
+
 impl Event {
     fn vector(&self) -> u8 {
         match self {
@@ -130,12 +133,12 @@ impl Cpu {
     /// Delivers `event`; exceptions on the way become double and triple faults.
     pub(crate) fn deliver(&mut self, event: Event) -> std::result::Result<(), TripleFault> {
         let mut event = event;
-        let mut story = [None; 3];
+        let mut story = [None; STORY];
         self.attend();
         loop {
             self.announce(&event);
             story.rotate_left(1);
-            story[2] = Some(event);
+            story[STORY - 1] = Some(event);
             let Err(Raised) = self.deliver_once(&event) else {
                 return Ok(());
             };
@@ -145,7 +148,7 @@ impl Cpu {
                 Escalation::Serial => second,
                 Escalation::Double => {
                     story.rotate_left(1);
-                    story[2] = Some(second);
+                    story[STORY - 1] = Some(second);
                     Event::Exception(Exception::new(Vector::DoubleFault))
                 }
                 Escalation::Triple => {

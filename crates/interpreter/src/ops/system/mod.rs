@@ -9,6 +9,8 @@ mod msr;
 mod segment;
 mod syscall;
 mod task;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use task::Cause;
 

@@ -1,0 +1,11 @@
+//! System behaviour, clause by clause, on whole vCPUs: tables are laid out in guest memory, code
+//! runs to a breakpoint, and the state there is looked at.
+
+mod board;
+mod control;
+mod debug;
+mod events;
+mod machine;
+mod paging;
+mod segments;
+mod transfers;
