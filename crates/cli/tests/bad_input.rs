@@ -1,0 +1,298 @@
+//! What a user may give wrongly: one line on standard error, status 2, nothing left behind.
+//!
+//! Each case runs the program itself, in a directory of its own.
+#![expect(clippy::tests_outside_test_module, reason = "an integration test")]
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use tempfile::TempDir;
+
+/// A directory with files that are no kernels, and one that is.
+fn directory() -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, bytes: &[u8]| fs::write(directory.path().join(name), bytes).unwrap();
+    write("empty", &[]);
+    write("text", b"just some text\n");
+    write("random", &random(1, 100_000));
+    write("zeros", &[0; 8192]);
+    write("elf", b"\x7fELF\x02\x01\x01");
+    write("gzip", &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0]);
+    write("kernel", &halting_kernel());
+    let mut cut = halting_kernel();
+    cut.truncate(0x300);
+    write("cut", &cut);
+    fs::create_dir(directory.path().join("folder")).unwrap();
+    directory
+}
+
+/// Pseudo-random bytes (xorshift64).
+fn random(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 24) as u8
+    })
+    .take(len)
+    .collect()
+}
+
+/// A bzImage (Linux, Documentation/arch/x86/boot.rst) whose 64-bit entry halts for good.
+fn halting_kernel() -> Vec<u8> {
+    let mut file = vec![0; 0x400 + 0x400];
+    let fields: [(usize, &[u8]); 13] = [
+        (0x1f1, &[1]),
+        (0x1f4, &0x40_u32.to_le_bytes()),
+        (0x1fe, &[0x55, 0xaa, 0xeb, 0x6a]),
+        (0x202, b"HdrS"),
+        (0x206, &0x020f_u16.to_le_bytes()),
+        (0x211, &[1]),
+        (0x214, &0x10_0000_u32.to_le_bytes()),
+        (0x22c, &0x7fff_ffff_u32.to_le_bytes()),
+        (0x230, &0x20_0000_u32.to_le_bytes()),
+        (0x234, &[1, 21, 1, 0]),
+        (0x238, &2047_u32.to_le_bytes()),
+        (0x258, &0x100_0000_u64.to_le_bytes()),
+        (0x260, &0x40_0000_u32.to_le_bytes()),
+    ];
+    for (at, bytes) in fields {
+        file[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    // cli; hlt; jmp back to the hlt
+    file[0x600..0x604].copy_from_slice(&[0xfa, 0xf4, 0xeb, 0xfd]);
+    file
+}
+
+fn doppel(directory: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_doppel"));
+    command
+        .arg("run")
+        .current_dir(directory)
+        .env("XDG_CACHE_HOME", directory.join("cache"))
+        .stdin(Stdio::null());
+    command
+}
+
+/// Runs with words of any bytes, which must be refused.
+fn refuse_bytes(directory: &Path, words: &[&[u8]]) -> String {
+    let before = listing(directory);
+    let has_timeout = words.iter().any(|word| word.starts_with(b"--timeout"));
+    let words = words.iter().map(|word| OsStr::from_bytes(word));
+    let mut command = doppel(directory);
+    command.args(words);
+    if !has_timeout {
+        // What is accepted by mistake must not wait for ever.
+        command.arg("--timeout=20");
+    }
+    let output = command.output().expect("doppel starts");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{command:?}: {output:?}");
+    assert_eq!(said.lines().count(), 1, "{command:?} said: {said}");
+    assert!(said.starts_with("doppel: "), "{command:?} said: {said}");
+    assert!(!said.contains("panicked"), "{command:?} said: {said}");
+    assert!(output.stdout.is_empty(), "{command:?}: {output:?}");
+    assert_eq!(
+        listing(directory),
+        before,
+        "{command:?} left something behind"
+    );
+    said
+}
+
+fn refuse(directory: &Path, words: &[&str]) -> String {
+    let words: Vec<_> = words.iter().map(|word| word.as_bytes()).collect();
+    refuse_bytes(directory, &words)
+}
+
+/// Names and lengths of what is in `directory`.
+fn listing(directory: &Path) -> Vec<(String, u64)> {
+    let entries = fs::read_dir(directory).unwrap().map(Result::unwrap);
+    let mut names: Vec<_> = entries
+        .map(|entry| {
+            let len = entry.metadata().unwrap().len();
+            (entry.file_name().to_string_lossy().into_owned(), len)
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_file_that_is_no_kernel_is_named() {
+    let directory = directory();
+    for kernel in [
+        "missing", "folder", "empty", "text", "random", "zeros", "elf", "gzip", "cut",
+    ] {
+        let said = refuse(directory.path(), &["--kernel", kernel]);
+        // What can't be read, by its name; what is no kernel, by what it should be.
+        assert!(said.contains(kernel) || said.contains("kernel"), "{said}");
+    }
+}
+
+#[test]
+fn an_initrd_that_is_not_there_is_named() {
+    let directory = directory();
+    for initrd in ["missing", "folder"] {
+        let said = refuse(
+            directory.path(),
+            &["--kernel", "kernel", "--initrd", initrd],
+        );
+        assert!(said.contains(initrd), "{said}");
+    }
+}
+
+#[test]
+fn an_initrd_without_room_is_refused() {
+    let directory = directory();
+    let big = fs::File::create(directory.path().join("big")).unwrap();
+    big.set_len(100 << 20).unwrap();
+    let words = ["--kernel", "kernel", "--initrd", "big", "--memory", "64M"];
+    let said = refuse(directory.path(), &words);
+    assert!(said.contains("initrd"), "{said}");
+}
+
+#[test]
+fn a_file_without_permission_is_named() {
+    let directory = directory();
+    let path = directory.path().join("kernel");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
+    if fs::read(&path).is_ok() {
+        // A superuser reads everything: there is nothing to refuse.
+        return;
+    }
+    let said = refuse(directory.path(), &["--kernel", "kernel"]);
+    assert!(said.contains("kernel"), "{said}");
+}
+
+#[test]
+fn impossible_shapes_are_refused() {
+    let directory = directory();
+    let memory = [
+        "0",
+        "1M",
+        "63M",
+        "99999T",
+        "18446744073709551615T",
+        "-1",
+        "",
+        "x",
+        "1e9",
+    ];
+    for size in memory {
+        refuse(
+            directory.path(),
+            &["--kernel", "kernel", &format!("--memory={size}")],
+        );
+    }
+    for cpus in ["0", "-1", "1.5", "4294967295", "4294967296", "two", ""] {
+        refuse(
+            directory.path(),
+            &["--kernel", "kernel", &format!("--cpus={cpus}")],
+        );
+    }
+}
+
+#[test]
+fn unknown_words_and_options_are_refused() {
+    let directory = directory();
+    let cases: [&[&str]; 12] = [
+        &[],
+        &["nosuchguest"],
+        &[""],
+        &["../debian"],
+        &["debian", "--kernel", "kernel"],
+        &["--nosuchoption"],
+        &["--kernel"],
+        &["--initrd", "empty"],
+        &["--kernel", "kernel", "--engine", "abacus"],
+        &["--kernel", "kernel", "--console", "socket="],
+        &["--kernel", "kernel", "--entry", "16"],
+        &["--kernel", "kernel", "--timeout", "soon"],
+    ];
+    for words in cases {
+        refuse(directory.path(), words);
+    }
+}
+
+#[test]
+fn a_place_that_can_not_be_written_or_opened_is_named() {
+    let directory = directory();
+    let cases: [&[&str]; 4] = [
+        &["--trace", "all", "--trace-file", "folder"],
+        &["--trace", "all", "--trace-file", "missing/trace"],
+        &["--console", "socket=missing/socket"],
+        &["--gdb", "missing/socket"],
+    ];
+    for words in cases {
+        let words = [&["--kernel", "kernel"], words].concat();
+        refuse(directory.path(), &words);
+    }
+}
+
+#[test]
+fn a_command_line_that_no_kernel_takes_is_refused() {
+    let directory = directory();
+    let long = "x".repeat(100_000);
+    let said = refuse(
+        directory.path(),
+        &["--kernel", "kernel", "--cmdline", &long],
+    );
+    assert!(said.len() < 1000 && said.contains("command line"), "{said}");
+}
+
+/// Values of random bytes for every option. NUL and newline are left out: the one can't be
+/// passed, the other only makes the message longer than a line.
+#[test]
+fn random_bytes_as_values_are_refused() {
+    let directory = directory();
+    let options = [
+        "--kernel",
+        "--memory",
+        "--cpus",
+        "--engine",
+        "--entry",
+        "--console",
+        "--timeout",
+        "--trace",
+        "--gdb",
+    ];
+    for (seed, option) in options.iter().enumerate() {
+        for round in 0..4 {
+            let mut value = random((seed * 100 + round) as u64 + 1, 1 + 7 * round);
+            value.retain(|byte| !matches!(byte, 0 | b'\n' | b'\r' | 0x0b | 0x0c | 0x85));
+            // No path, and no number.
+            value.insert(0, 0xff);
+            let word = [option.as_bytes(), b"=", &value].concat();
+            if *option == "--kernel" {
+                refuse_bytes(directory.path(), &[&word]);
+            } else {
+                refuse_bytes(directory.path(), &[b"--kernel", b"kernel", &word]);
+            }
+        }
+    }
+}
+
+/// Any bytes are a command line and an initrd: the kernel is started with them.
+#[test]
+fn random_bytes_as_initrd_and_command_line_do_no_harm() {
+    let directory = directory();
+    for seed in 1..4 {
+        let text: String = random(seed, 200)
+            .iter()
+            .map(|byte| char::from(byte % 0x5f + 0x20))
+            .collect();
+        let mut command = doppel(directory.path());
+        command.args(["--kernel", "kernel", "--initrd", "random", "--timeout", "1"]);
+        command.arg(format!("--cmdline={text}"));
+        let output = command.output().expect("doppel starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        // 124: the time has passed; the kernel halts.
+        assert_eq!(output.status.code(), Some(124), "{said}");
+        assert!(!said.contains("panicked"), "{said}");
+    }
+}
