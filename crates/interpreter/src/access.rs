@@ -423,7 +423,8 @@ impl Cpu {
     /// All that an access needs which the TLB did not answer.
     fn locate(&mut self, segment: Seg, linear: u64, size: usize, intent: Intent) -> Result<Place> {
         let last = linear.wrapping_add(size as u64 - 1);
-        if !segment.is_checked() && !(self.canonical(linear) && self.canonical(last)) {
+        let in_range = segment.is_checked() || self.canonical(linear) && self.canonical(last);
+        if !in_range {
             return self.segment_fault(segment);
         }
         if self.view == View::Checked {

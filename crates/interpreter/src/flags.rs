@@ -267,7 +267,7 @@ mod tests {
         flags.set_sub(3u32, 5, 3u32.wrapping_sub(5));
         let below = [2, 5, 6, 8, 12, 14];
         for code in 0..16 {
-            let parity = 0xfeu8.count_ones() % 2 == 0;
+            let parity = 0xfeu8.count_ones().is_multiple_of(2);
             let expected =
                 below.contains(&code) || code == 1 || (code == 10) == parity && code / 2 == 5;
             assert_eq!(flags.condition(code), expected, "condition {code}");

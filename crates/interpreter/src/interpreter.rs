@@ -18,6 +18,9 @@ pub enum NewError {
     Native(#[from] native::Error),
 }
 
+/// The vCPUs of one machine, by index.
+type Vcpus = Vec<Box<dyn Vcpu>>;
+
 /// The interpreter of one machine.
 pub struct Interpreter {
     shared: Arc<Shared>,
@@ -28,7 +31,7 @@ impl Interpreter {
     ///
     /// # Errors
     /// If the host does not allow executable memory.
-    pub fn create(setup: &Setup) -> Result<(Arc<Self>, Vec<Box<dyn Vcpu>>), NewError> {
+    pub fn create(setup: &Setup) -> Result<(Arc<Self>, Vcpus), NewError> {
         let native = native::Native::shared()?;
         let count = setup.cpuid.len();
         let lapics: Vec<_> = (0..count as u32)

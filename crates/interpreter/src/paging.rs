@@ -7,9 +7,9 @@ use x86::{Cr0, Cr4, Efer, Exception, Rflags, Vector};
 
 /// Width of guest-physical addresses, as CPUID leaf 0x8000_0008 shows it.
 pub(crate) const PHYSICAL_BITS: u32 = 46;
-const ADDRESS: u64 = (1 << PHYSICAL_BITS) - 1 & !0xfff;
+const ADDRESS: u64 = ((1 << PHYSICAL_BITS) - 1) & !0xfff;
 /// Address bits of an entry that must be 0.
-const RESERVED_ADDRESS: u64 = (1 << 52) - 1 & !((1 << PHYSICAL_BITS) - 1);
+const RESERVED_ADDRESS: u64 = ((1 << 52) - 1) & !((1 << PHYSICAL_BITS) - 1);
 
 /// What an access wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

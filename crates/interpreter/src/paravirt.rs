@@ -189,7 +189,7 @@ mod tests {
             for seconds in [1, 3600, 86_400 * 365] {
                 let nanos = seconds * NANOS_PER_SECOND;
                 let ticks = u128::from(clock::ticks(nanos, hz));
-                let shown = (ticks << scale.shift) * u128::from(scale.multiplier) >> 32;
+                let shown = ((ticks << scale.shift) * u128::from(scale.multiplier)) >> 32;
                 let error = u128::from(nanos).abs_diff(shown);
                 assert!(
                     error <= 2 * u128::from(seconds) + 1000,

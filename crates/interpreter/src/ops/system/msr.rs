@@ -250,7 +250,7 @@ impl Cpu {
 
     fn set_variable_mtrr(&mut self, range: u32, value: u64) -> Answer {
         const VALID: u64 = 1 << 11;
-        let address = (1u64 << paging::PHYSICAL_BITS) - 1 & !0xfff;
+        let address = ((1u64 << paging::PHYSICAL_BITS) - 1) & !0xfff;
         let (base, mask) = &mut self.mtrr.variable[range as usize / 2];
         if range.is_multiple_of(2) {
             allow(value & !(address | 0xff) == 0 && is_memory_type(value & 0xff))?;
@@ -269,7 +269,7 @@ impl Cpu {
         allow(self.model.efer.contains(new))?;
         allow(!(changed.contains(Efer::LME) && self.cr0.contains(Cr0::PG)))?;
         // LMA follows from CR0.PG; writes to it are ignored.
-        self.efer = new - Efer::LMA | self.efer & Efer::LMA;
+        self.efer = (new - Efer::LMA) | self.efer & Efer::LMA;
         if changed.contains(Efer::NXE) {
             self.tlb.flush();
         }

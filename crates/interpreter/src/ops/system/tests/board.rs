@@ -278,7 +278,7 @@ impl Board {
         board.tables(0x8e, 16);
         for level in 0..3 {
             let table = TABLES + 0x1000 * level;
-            board.set(table, table + 0x1000 | 7);
+            board.set(table, (table + 0x1000) | 7);
         }
         for page in 0..512 {
             board.set(PAGE_TABLE + 8 * page, page << 12 | 7);

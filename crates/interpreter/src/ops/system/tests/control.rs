@@ -11,7 +11,7 @@ fn sdm_10_8_5_from_real_mode_to_64_bit_mode() {
     board.set_descriptor(0x18, 0x00af_9b00_0000_ffff);
     for level in 0..2 {
         let table = TABLES + 0x1000 * level;
-        board.set(table, table + 0x1000 | 3);
+        board.set(table, (table + 0x1000) | 3);
     }
     board.set(TABLES + 0x2000, 0x83);
     board.write(DATA, &[0xff, 0x0f, 0x00, 0x10, 0, 0]);

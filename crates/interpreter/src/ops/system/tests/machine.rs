@@ -135,7 +135,7 @@ fn kvm_clock_shows_machine_time_from_the_tsc() {
     let shift = board.word(DATA + 28) as i8;
     assert!(shift >= 0);
     let delta = u128::from(tsc.wrapping_sub(timestamp)) << shift;
-    let nanos = (delta * multiplier >> 32) as u64 + system_time;
+    let nanos = ((delta * multiplier) >> 32) as u64 + system_time;
     assert!(
         nanos.abs_diff(board.clock.now()) <= 2,
         "{nanos} for {}",
