@@ -17,6 +17,16 @@ fn run(name: &str) {
     assert!(campaign.run() > 0);
 }
 
+/// The package for libFuzzer has a program for each target.
+#[test]
+fn no_guided_target_is_forgotten() {
+    let manifest = include_str!("../../../fuzz/Cargo.toml");
+    for target in TARGETS {
+        let bin = format!("name = \"{0}\"\npath = \"targets/{0}.rs\"", target.name);
+        assert!(manifest.contains(&bin), "{}", target.name);
+    }
+}
+
 /// One test for each target, so that they run in parallel and fail apart.
 macro_rules! targets {
     ($($name:ident),* $(,)?) => {

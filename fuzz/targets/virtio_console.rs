@@ -1,0 +1,3 @@
+#![no_main]
+
+guided::target!("virtio_console");
