@@ -23,7 +23,21 @@ struct Suite {
     needs: &'static [Need],
 }
 
-const SUITES: [Suite; 2] = [
+const SUITES: [Suite; 4] = [
+    Suite {
+        name: "kernels",
+        about: "Debian's kernels in every shape of machine; memtest86+; an hour's clock in little",
+        package: "cli",
+        target: "kernels",
+        needs: &[],
+    },
+    Suite {
+        name: "gdb",
+        about: "the real gdb against a guest",
+        package: "machine",
+        target: "gdb",
+        needs: &[Need::new("gdb", "gdb")],
+    },
     Suite {
         name: "packages",
         about: "guests are made from Debian's archive, once",

@@ -59,7 +59,12 @@ pub(crate) struct RunArgs {
     pub(crate) kernel: Option<PathBuf>,
 
     /// Initial RAM disk; several are put one after the other
-    #[arg(long, value_name = "FILE", requires = "kernel")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "kernel",
+        conflicts_with = "guest"
+    )]
     pub(crate) initrd: Vec<PathBuf>,
 
     /// The kernel's command line; for `debian`, words to add to it. Unless it says otherwise,
@@ -68,7 +73,13 @@ pub(crate) struct RunArgs {
     pub(crate) cmdline: Option<String>,
 
     /// How the kernel is entered
-    #[arg(long, value_enum, default_value = "auto", requires = "kernel")]
+    #[arg(
+        long,
+        value_enum,
+        default_value = "auto",
+        requires = "kernel",
+        conflicts_with = "guest"
+    )]
     pub(crate) entry: Entry,
 
     /// Series of Debian's kernel, such as 6.12 [default: the newest of the host's release]
@@ -154,7 +165,9 @@ fn parse_console(text: &str) -> Result<ConsoleAt, String> {
 /// Bytes from text such as `512M`, `1.5G` or `64MiB`; without a unit, mebibytes.
 fn parse_size(text: &str) -> Result<u64, String> {
     let wrong = || format!("'{text}' is no size: give a number and K, M, G or T, such as 512M");
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let unit = unit.trim_end_matches("iB").trim_end_matches(['B', 'b']);
     let shift = match unit {
@@ -170,7 +183,9 @@ fn parse_size(text: &str) -> Result<u64, String> {
     if fraction.is_empty() {
         return Ok(bytes);
     }
-    let scale = 10u64.checked_pow(fraction.len() as u32).filter(|s| *s <= 1_000_000);
+    let scale = 10u64
+        .checked_pow(fraction.len() as u32)
+        .filter(|s| *s <= 1_000_000);
     let fraction: u64 = fraction.parse().map_err(|_| wrong())?;
     let part = (fraction << shift) / scale.ok_or_else(wrong)?;
     bytes.checked_add(part & !0xfff).ok_or_else(wrong)
@@ -199,7 +214,16 @@ mod tests {
         ] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
-        for text in ["", "G", "-1G", "1X", "99999999999999T", "1.2.3G", "1e3", "1.9999999999G"] {
+        for text in [
+            "",
+            "G",
+            "-1G",
+            "1X",
+            "99999999999999T",
+            "1.2.3G",
+            "1e3",
+            "1.9999999999G",
+        ] {
             assert!(parse_size(text).is_err(), "{text}");
         }
     }

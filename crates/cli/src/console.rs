@@ -51,19 +51,32 @@ impl Log {
 
     /// Forgets it: the guest starts anew.
     pub(crate) fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 
     /// A writer that also writes to `also`.
     pub(crate) fn tee(&self, also: Option<Box<dyn Write + Send>>) -> Box<dyn Write + Send> {
-        Box::new(Tee { log: self.clone(), also })
+        Box::new(Tee {
+            log: self.clone(),
+            also,
+        })
     }
 
     /// The line in which a Linux kernel says why it panicked, if it did.
     pub(crate) fn panic(&self) -> Option<String> {
         let text = self.text();
         let at = text.rfind("Kernel panic - not syncing")?;
-        Some(text[at..].lines().next().unwrap_or_default().trim_end().to_owned())
+        Some(
+            text[at..]
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .trim_end()
+                .to_owned(),
+        )
     }
 }
 
@@ -115,16 +128,28 @@ impl Ends {
     /// Opens the console that the user asked for.
     pub(crate) fn open(at: &ConsoleAt) -> Result<Self> {
         match at {
-            ConsoleAt::Stdio => Ok(Self { output: Some(Box::new(Stdout)), input: Source::Stdin }),
-            ConsoleAt::None => Ok(Self { output: None, input: Source::Nowhere }),
+            ConsoleAt::Stdio => Ok(Self {
+                output: Some(Box::new(Stdout)),
+                input: Source::Stdin,
+            }),
+            ConsoleAt::None => Ok(Self {
+                output: None,
+                input: Source::Nowhere,
+            }),
             ConsoleAt::Pty => Self::pty().context("can't open a pseudo-terminal"),
             ConsoleAt::Socket(path) => {
                 let listener = UnixListener::bind(path).with_context(|| {
-                    format!("can't listen at {}: remove it if it is a rest", path.display())
+                    format!(
+                        "can't listen at {}: remove it if it is a rest",
+                        path.display()
+                    )
                 })?;
                 let peer = Peer::default();
                 let output = Box::new(SocketOutput(peer.clone()));
-                Ok(Self { output: Some(output), input: Source::Socket(listener, peer) })
+                Ok(Self {
+                    output: Some(output),
+                    input: Source::Socket(listener, peer),
+                })
             }
         }
     }
@@ -135,7 +160,10 @@ impl Ends {
         unlockpt(&master)?;
         let name = ptsname(&master, Vec::new())?;
         // Held open, so that output is kept while nobody is connected.
-        let slave = File::options().read(true).write(true).open(name.to_string_lossy().as_ref())?;
+        let slave = File::options()
+            .read(true)
+            .write(true)
+            .open(name.to_string_lossy().as_ref())?;
         let mut raw = rustix::termios::tcgetattr(&slave)?;
         raw.make_raw();
         rustix::termios::tcsetattr(&slave, rustix::termios::OptionalActions::Now, &raw)?;
@@ -143,8 +171,14 @@ impl Ends {
         let master = File::from(master);
         // A terminal that nobody reads must not stop the guest.
         rustix::io::ioctl_fionbio(&master, false)?;
-        let output = PtyOutput { master: master.try_clone()?, _slave: slave };
-        Ok(Self { output: Some(Box::new(output)), input: Source::File(master) })
+        let output = PtyOutput {
+            master: master.try_clone()?,
+            _slave: slave,
+        };
+        Ok(Self {
+            output: Some(Box::new(output)),
+            input: Source::File(master),
+        })
     }
 }
 
@@ -157,7 +191,10 @@ impl Write for PtyOutput {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let mut ready = [PollFd::new(&self.master, PollFlags::OUT)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         match poll(&mut ready, Some(&now)) {
             Ok(1) => self.master.write(bytes),
             // Nobody reads and the buffer is full: lost, as on an unconnected line.
@@ -191,13 +228,15 @@ impl Write for SocketOutput {
 /// `escapes`: whether Ctrl-a is the monitor's, as on a terminal.
 pub(crate) fn feed(source: Source, input: ConsoleInput, events: Sender<Event>, escapes: bool) {
     let name = "console".to_owned();
-    let thread = std::thread::Builder::new().name(name).spawn(move || match source {
-        Source::Stdin if escapes => type_in(&input, &events),
-        Source::Stdin => copy(&mut stdin(), &input),
-        Source::File(mut file) => copy(&mut file, &input),
-        Source::Socket(listener, peer) => serve(&listener, &peer, &input),
-        Source::Nowhere => {}
-    });
+    let thread = std::thread::Builder::new()
+        .name(name)
+        .spawn(move || match source {
+            Source::Stdin if escapes => type_in(&input, &events),
+            Source::Stdin => copy(&mut stdin(), &input),
+            Source::File(mut file) => copy(&mut file, &input),
+            Source::Socket(listener, peer) => serve(&listener, &peer, &input),
+            Source::Nowhere => {}
+        });
     // Without the thread there is just no input.
     drop(thread);
 }

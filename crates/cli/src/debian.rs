@@ -28,7 +28,11 @@ pub(crate) fn session(args: &RunArgs) -> Session {
         Streams::Pipes(Input::Stream)
     };
     let words = args.words.clone();
-    Session::Command(Command { words, environment: Vec::new(), streams })
+    Session::Command(Command {
+        words,
+        environment: Vec::new(),
+        streams,
+    })
 }
 
 /// Makes the guest, if need be, and what it starts with.
@@ -40,8 +44,15 @@ pub(crate) fn payload(args: &RunArgs, guest: &str, session: &Session) -> Result<
         Some(series) => KernelChoice::Series(series.clone()),
         None => KernelChoice::Default,
     };
-    let freshness = if args.refresh { Freshness::Now } else { Freshness::Daily };
-    let options = Options { freshness, ..Options::default() };
+    let freshness = if args.refresh {
+        Freshness::Now
+    } else {
+        Freshness::Daily
+    };
+    let options = Options {
+        freshness,
+        ..Options::default()
+    };
     let guest = image::debian(&GuestSpec { kernel }, &options, &mut Bar::new())?;
     let read = |path: &std::path::Path| {
         std::fs::read(path).with_context(|| format!("can't read {}", path.display()))
@@ -70,14 +81,19 @@ pub(crate) struct Reported {
 impl Reported {
     /// The command's exit status, once it has ended.
     pub(crate) fn status(&self) -> Option<u8> {
-        self.ended.load(Ordering::Acquire).then(|| self.status.load(Ordering::Acquire))
+        self.ended
+            .load(Ordering::Acquire)
+            .then(|| self.status.load(Ordering::Acquire))
     }
 
     /// Waits until the session's ports take input.
     fn wait_ready(&self) {
         let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         while !*ready {
-            ready = self.became_ready.wait(ready).unwrap_or_else(PoisonError::into_inner);
+            ready = self
+                .became_ready
+                .wait(ready)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -90,7 +106,10 @@ pub(crate) struct ControlPort {
 
 impl ControlPort {
     pub(crate) fn new(reported: Arc<Reported>) -> Self {
-        Self { reader: ControlReader::default(), reported }
+        Self {
+            reader: ControlReader::default(),
+            reported,
+        }
     }
 }
 
@@ -130,10 +149,18 @@ pub(crate) fn outputs(
     match session {
         Session::Shell(_) => [Some(log.tee(console)), None, None, Some(control)],
         Session::Command(_) => {
-            let messages: Option<Box<dyn Write + Send>> =
-                if verbose { Some(Box::new(Stderr)) } else { None };
+            let messages: Option<Box<dyn Write + Send>> = if verbose {
+                Some(Box::new(Stderr))
+            } else {
+                None
+            };
             let errors: Box<dyn Write + Send> = Box::new(Stderr);
-            [Some(log.tee(messages)), console, Some(errors), Some(control)]
+            [
+                Some(log.tee(messages)),
+                console,
+                Some(errors),
+                Some(control),
+            ]
         }
     }
 }

@@ -65,12 +65,18 @@ mod tests {
         let mut keys = Keys::default();
         assert_eq!(keys.sort(b"ls\x01"), [Typed::Input(b"ls".to_vec())]);
         assert_eq!(keys.sort(b"xq"), [Typed::End, Typed::Input(b"q".to_vec())]);
-        assert_eq!(keys.sort(b"a\x01c"), [Typed::Input(b"a".to_vec()), Typed::Monitor]);
+        assert_eq!(
+            keys.sort(b"a\x01c"),
+            [Typed::Input(b"a".to_vec()), Typed::Monitor]
+        );
     }
 
     #[test]
     fn the_escape_itself_can_be_sent() {
-        assert_eq!(Keys::default().sort(b"\x01a\x01\x01"), [Typed::Input(vec![1, 1])]);
+        assert_eq!(
+            Keys::default().sort(b"\x01a\x01\x01"),
+            [Typed::Input(vec![1, 1])]
+        );
         assert_eq!(Keys::default().sort(b"\x01z"), []);
     }
 }

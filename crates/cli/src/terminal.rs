@@ -35,10 +35,16 @@ pub(crate) fn is_interactive() -> bool {
 /// The terminal's size.
 pub(crate) fn size() -> Option<Size> {
     let size = tcgetwinsize(stdout()).ok()?;
-    (size.ws_row > 0 && size.ws_col > 0).then_some(Size { rows: size.ws_row, columns: size.ws_col })
+    (size.ws_row > 0 && size.ws_col > 0).then_some(Size {
+        rows: size.ws_row,
+        columns: size.ws_col,
+    })
 }
 
 /// The terminal as the guest is told of it.
 pub(crate) fn describe() -> image::Terminal {
-    image::Terminal { kind: std::env::var_os("TERM"), size: size() }
+    image::Terminal {
+        kind: std::env::var_os("TERM"),
+        size: size(),
+    }
 }

@@ -12,8 +12,15 @@ const TIMEOUT: &str = "300";
 
 fn doppel(options: &[&str], words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_doppel"));
-    command.args(["run", "debian", "--engine", "interpreter", "--timeout", TIMEOUT]);
-    command.args(options).arg("--").args(words).stdin(Stdio::null());
+    command.args(["run", "debian", "--engine", "interpreter"]);
+    if !options.contains(&"--timeout") {
+        command.args(["--timeout", TIMEOUT]);
+    }
+    command
+        .args(options)
+        .arg("--")
+        .args(words)
+        .stdin(Stdio::null());
     command
 }
 
@@ -44,7 +51,10 @@ fn a_commands_output_and_status_come_through() {
 #[test]
 fn standard_input_reaches_the_command_byte_for_byte() {
     let mut command = doppel(&[], &["cat"]);
-    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = child.spawn().unwrap();
     let bytes: Vec<u8> = (0..=255).cycle().take(5000).collect();
     let mut stdin = child.stdin.take().unwrap();
@@ -53,7 +63,11 @@ fn standard_input_reaches_the_command_byte_for_byte() {
     let output = child.wait_with_output().unwrap();
     writer.join().unwrap().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(output.stdout == bytes, "{} bytes came back: {output:?}", output.stdout.len());
+    assert!(
+        output.stdout == bytes,
+        "{} bytes came back: {output:?}",
+        output.stdout.len()
+    );
 }
 
 #[test]
@@ -64,11 +78,27 @@ fn two_cpus_and_the_memory_that_was_asked_for() {
     let text = stdout(&output);
     let mut lines = text.lines();
     assert_eq!(lines.next(), Some("2"), "{output:?}");
-    let total: u64 = lines.next().unwrap().split_whitespace().nth(1).unwrap().parse().unwrap();
+    let total: u64 = lines
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!((180_000..262_144).contains(&total), "{total} KiB");
     // Linux prefers the TSC from 6.12 on, since the machine says that it is invariant.
-    assert!(["kvm-clock", "tsc"].contains(&lines.next().unwrap()), "{text}");
-    for complaint in ["BUG:", "WARNING:", "Firmware Bug", "unchecked MSR", "soft lockup"] {
+    assert!(
+        ["kvm-clock", "tsc"].contains(&lines.next().unwrap()),
+        "{text}"
+    );
+    for complaint in [
+        "BUG:",
+        "WARNING:",
+        "Firmware Bug",
+        "unchecked MSR",
+        "soft lockup",
+    ] {
         assert!(!text.contains(complaint), "{complaint} in:\n{text}");
     }
 }
@@ -81,7 +111,10 @@ fn power_off_reset_and_panic_each_have_their_status() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let output = run(&[], &["sh", "-c", "echo c >/proc/sysrq-trigger; sleep 100"]);
     assert_eq!(output.status.code(), Some(120), "{output:?}");
-    assert!(stderr(&output).contains("Kernel panic - not syncing"), "{output:?}");
+    assert!(
+        stderr(&output).contains("Kernel panic - not syncing"),
+        "{output:?}"
+    );
     let output = run(&["--cmdline", "reboot=triple"], &["reboot", "-f"]);
     assert_eq!(output.status.code(), Some(121), "{output:?}");
     assert!(stderr(&output).contains("RIP"), "{output:?}");

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 fn doppel() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_doppel"));
-    command.args(["run", "--engine", "interpreter"]).stdin(Stdio::null());
+    command
+        .args(["run", "--engine", "interpreter"])
+        .stdin(Stdio::null());
     command
 }
 
@@ -40,7 +42,12 @@ fn boots(series: &str, cpus: u32, memory: &str, words: &str) {
     let shape = format!("{series} with {cpus} CPUs, {memory}, '{words}'");
     assert_eq!(output.status.code(), Some(42), "{shape}: {output:?}");
     let mut lines = text.lines();
-    assert!(lines.next().is_some_and(|release| release.starts_with(series)), "{shape}: {text}");
+    assert!(
+        lines
+            .next()
+            .is_some_and(|release| release.starts_with(series)),
+        "{shape}: {text}"
+    );
     assert_eq!(lines.next(), Some(cpus.as_str()), "{shape}");
     for complaint in COMPLAINTS {
         assert!(!text.contains(complaint), "{shape}: {complaint} in\n{text}");
@@ -74,7 +81,11 @@ fn debian_6_12_boots_in_every_shape() {
 #[ignore = "long: a quarter of an hour of waiting"]
 fn guest_time_follows_host_time() {
     let start = Instant::now();
-    let output = debian("6.1", &[], "a=$(date +%s); sleep 900; b=$(date +%s); echo $((b - a))");
+    let output = debian(
+        "6.1",
+        &[],
+        "a=$(date +%s); sleep 900; b=$(date +%s); echo $((b - a))",
+    );
     assert!(start.elapsed() > Duration::from_secs(900));
     let text = String::from_utf8_lossy(&output.stdout);
     // 1 s per hour, and the second that `date` cuts off.
@@ -86,7 +97,7 @@ fn guest_time_follows_host_time() {
 fn memtest(file: &str, entry: &str, marks: &[&str]) -> String {
     let directory = tempfile::tempdir().unwrap();
     let packages = image::packages(
-        &["memtest86+".to_owned()],
+        &["memtest86+"],
         directory.path(),
         &image::Options::default(),
         &mut image::Silent,
@@ -94,8 +105,17 @@ fn memtest(file: &str, entry: &str, marks: &[&str]) -> String {
     packages.unwrap();
     let kernel = find(directory.path(), file).expect("the package has it");
     let mut command = doppel();
-    command.args(["--memory", "64M", "--cpus", "2", "--cmdline", "console=ttyS0,115200"]);
-    command.args(["--timeout", "600", "--entry", entry, "--kernel"]).arg(kernel);
+    command.args([
+        "--memory",
+        "64M",
+        "--cpus",
+        "2",
+        "--cmdline",
+        "console=ttyS0,115200",
+    ]);
+    command
+        .args(["--timeout", "600", "--entry", entry, "--kernel"])
+        .arg(kernel);
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut screen = child.stdout.take().unwrap();
     let mut text = String::new();
@@ -128,10 +148,16 @@ fn memtest_passes_its_first_tests(file: &str, entry: &str) {
     // The names of tests 0 to 4, each shown while it runs.
     let marks = ["#0 ", "#1 ", "#2 ", "#3 ", "#4 "];
     let text = memtest(file, entry, &marks);
-    assert!(text.contains("63.6MB"), "the memory's size is not shown:\n{text}");
+    assert!(
+        text.contains("63.6MB"),
+        "the memory's size is not shown:\n{text}"
+    );
     assert!(text.contains("2 Cores 2 Threads"), "{text}");
     assert!(text.contains("Errors: 0 "), "{text}");
-    let errors = text.split("Errors: ").skip(1).find(|rest| !rest.starts_with("0 "));
+    let errors = text
+        .split("Errors: ")
+        .skip(1)
+        .find(|rest| !rest.starts_with("0 "));
     assert_eq!(errors, None);
 }
 

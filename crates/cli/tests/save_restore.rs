@@ -31,23 +31,45 @@ impl Write for Collected {
 }
 
 fn fresh(cpus: u32, output: &Collected, kernel: &Collected) -> Machine {
-    let shape = config::Machine { cpus, memory: 256 << 20, ..config::Machine::default() };
+    let shape = config::Machine {
+        cpus,
+        memory: 256 << 20,
+        ..config::Machine::default()
+    };
     let out = |to: &Collected| -> Option<Box<dyn Write + Send>> { Some(Box::new(to.clone())) };
     let serial = [out(kernel), out(output), None, None];
-    Machine::new(shape, Consoles { serial, ..Consoles::default() }, None).unwrap()
+    Machine::new(
+        shape,
+        Consoles {
+            serial,
+            ..Consoles::default()
+        },
+        None,
+    )
+    .unwrap()
 }
 
 fn payload(script: &str) -> Payload {
-    let options = Options { freshness: Freshness::Daily, ..Options::default() };
+    let options = Options {
+        freshness: Freshness::Daily,
+        ..Options::default()
+    };
     let guest = image::debian(&GuestSpec::default(), &options, &mut Silent).unwrap();
     let session = Session::Command(Command {
         words: ["sh", "-c", script].map(Into::into).to_vec(),
         environment: Vec::new(),
         streams: Streams::Pipes(Input::Null),
     });
-    let initrd = vec![std::fs::read(&guest.initrd).unwrap(), session.overlay(&[]).unwrap()];
+    let initrd = vec![
+        std::fs::read(&guest.initrd).unwrap(),
+        session.overlay(&[]).unwrap(),
+    ];
     let command_line = session.kernel_parameters().to_owned();
-    Payload { kernel: std::fs::read(&guest.kernel).unwrap(), initrd, command_line }
+    Payload {
+        kernel: std::fs::read(&guest.kernel).unwrap(),
+        initrd,
+        command_line,
+    }
 }
 
 /// Lets `machine` run until `output` has `text`.
@@ -57,7 +79,11 @@ fn run_until(machine: &mut Machine, output: &Collected, text: &str) {
     while !output.text().contains(text) {
         let event = machine.wait(Some(Duration::from_millis(20)));
         assert_eq!(event, None, "{}", output.text());
-        assert!(start.elapsed() < PATIENCE, "no {text:?} in {}", output.text());
+        assert!(
+            start.elapsed() < PATIENCE,
+            "no {text:?} in {}",
+            output.text()
+        );
     }
     machine.pause();
 }
@@ -89,7 +115,10 @@ fn goes_on_after_restore(cpus: u32) {
     assert_eq!(machine.wait(Some(PATIENCE)), Some(Event::PowerOff));
     let text = output.text();
     for process in ["a", "b"] {
-        let seen: Vec<_> = text.lines().filter_map(|line| line.strip_prefix(process)).collect();
+        let seen: Vec<_> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix(process))
+            .collect();
         let expected: Vec<_> = (0..300).map(|i| i.to_string()).collect();
         assert_eq!(seen, expected, "{text}");
     }

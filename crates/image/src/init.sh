@@ -18,19 +18,31 @@ kind=shell rows='' columns='' term=vt102 input=null modules=''
 [ ! -e /.doppel/session ] || . /.doppel/session
 [ -z "$modules" ] || modprobe -a $modules
 
-watcher=''
-
-# A terminal of the size given, which follows the monitor's `size ROWS COLUMNS` lines.
+# Runs a session on terminal $1, of the size given, which follows the monitor's
+# `size ROWS COLUMNS` lines.
 terminal() {
+    tty=$1
+    shift
     export TERM="$term"
-    stty -F "$1" sane -ixoff iutf8 -brkint ${rows:+rows $rows} ${columns:+cols $columns}
-    # Open before the monitor is told: what comes to a closed port is lost.
     exec 9<>/dev/ttyS3
     while read -r word rows columns; do
-        [ "$word" != size ] || stty -F "$1" rows "$rows" cols "$columns"
+        [ "$word" != size ] || stty -F "$tty" rows "$rows" cols "$columns"
     done <&9 &
     watcher=$!
-    echo ready >&9
+    # The session's own process opens the terminal and keeps it open: a size is forgotten at the
+    # last close, and what is unsent is, at the session's end, unless that is the last close.
+    (
+        exec <"$tty" >"$tty" 2>&1
+        stty sane -ixoff iutf8 -brkint ${rows:+rows $rows} ${columns:+cols $columns}
+        echo ready >&9
+        exec 9<&-
+        exec setsid -c "$@"
+    )
+    status=$?
+    {
+        kill -KILL $watcher
+        wait $watcher
+    } 2>/dev/null
     exec 9<&-
 }
 
@@ -76,24 +88,9 @@ streams() {
 }
 
 case $kind in
-    shell)
-        terminal /dev/ttyS0
-        setsid -c sh -l </dev/ttyS0 >/dev/ttyS0 2>&1
-        status=$?
-        ;;
-    terminal)
-        terminal /dev/ttyS1
-        setsid -c sh /.doppel/command </dev/ttyS1 >/dev/ttyS1 2>&1
-        status=$?
-        ;;
-    streams)
-        streams
-        ;;
+    shell) terminal /dev/ttyS0 sh -l ;;
+    terminal) terminal /dev/ttyS1 sh /.doppel/command ;;
+    streams) streams ;;
 esac
-
-if [ -n "$watcher" ]; then
-    kill -KILL $watcher
-    wait $watcher
-fi 2>/dev/null
 echo "exit $status" >/dev/ttyS3
 poweroff -f

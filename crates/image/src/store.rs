@@ -25,7 +25,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// To be raised when the same packages make another guest. Guests of other versions are not found,
 /// and removed once their choice has been made anew.
-const BUILDER_VERSION: u32 = 6;
+const BUILDER_VERSION: u32 = 7;
 
 /// Files of a guest.
 const KERNEL: &str = "kernel";

@@ -353,7 +353,7 @@ fn terminal() -> Terminal {
 
 #[test]
 #[ignore = "boots guests on QEMU"]
-fn a_command_on_a_terminal_has_its_size_and_is_told_a_new_one() {
+fn a_command_on_a_terminal_is_told_a_new_size() {
     let text = "echo $TERM; tty; until [ \"$(stty size)\" = '50 132' ]; do sleep 0.1; done; exit 9";
     let session = command(
         &[b"sh", b"-c", text.as_bytes()],
@@ -375,9 +375,9 @@ fn a_command_on_a_terminal_has_its_size_and_is_told_a_new_one() {
 
 #[test]
 #[ignore = "boots guests on QEMU"]
-fn a_terminal_interrupts() {
+fn a_terminal_has_its_size_and_interrupts() {
     let session = command(
-        &[b"sh", b"-c", b"echo go; cat"],
+        &[b"sh", b"-c", b"stty size; echo go; cat"],
         Streams::Terminal(terminal()),
     );
     for kernel in kernels() {

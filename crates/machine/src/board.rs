@@ -22,12 +22,12 @@ use boot::Layout;
 use boot::layout::{self, pm};
 use chipset::ports::{self, DebugConsole, DmaRegisters, ExitStatus, FastA20, ResetControl};
 use chipset::{
-    AcpiPm, Hpet, HpetWires, IoApic, MemorySizes, Pic, Pit, PowerControl, Rtc, Uart, UartWires, i8042,
+    AcpiPm, Hpet, HpetWires, IoApic, MemorySizes, Pic, Pit, PowerControl, Rtc, Uart, UartWires,
+    i8042,
 };
 use clock::Clock;
 use device::{
-    Bus, Device, InterruptLine, Mmio, Msi, Overlap, PortIo, Shared, Timers, Width,
-    lock, shared,
+    Bus, Device, InterruptLine, Mmio, Msi, Overlap, PortIo, Shared, Timers, Width, lock, shared,
 };
 use engine::{Access, Engine, Platform, Space};
 use memory::GuestMemory;
@@ -119,7 +119,8 @@ impl Builder {
         ranges: &[(u16, u16)],
     ) -> Result<(), Overlap> {
         for (first, count) in ranges {
-            self.ports.insert((*first).into(), (*count).into(), device.clone())?;
+            self.ports
+                .insert((*first).into(), (*count).into(), device.clone())?;
         }
         Ok(())
     }
@@ -147,7 +148,10 @@ impl Board {
         let timers = Timers::new(clock.clone());
         let power: Arc<dyn PowerControl> = Arc::new(Requests(control));
         let msi = Msi::new(Arc::new(Messages(engine.clone())));
-        let pic = shared(Pic::new(InterruptLine::new(Arc::new(External(engine.clone())), 0)));
+        let pic = shared(Pic::new(InterruptLine::new(
+            Arc::new(External(engine.clone())),
+            0,
+        )));
         let ioapic = shared(IoApic::new(msi.clone()));
         let router = Arc::new(Router {
             pic: pic.clone(),
@@ -155,25 +159,33 @@ impl Board {
             legacy_replaced: AtomicBool::new(false),
         });
         let line = |gsi| InterruptLine::new(router.clone(), gsi);
-        let replaceable =
-            |gsi| InterruptLine::new(Arc::new(Replaceable(router.clone())), gsi);
+        let replaceable = |gsi| InterruptLine::new(Arc::new(Replaceable(router.clone())), gsi);
 
-        let mut builder =
-            Builder { ports: Bus::default(), mmio: Bus::default(), devices: Vec::new() };
+        let mut builder = Builder {
+            ports: Bus::default(),
+            mmio: Bus::default(),
+            devices: Vec::new(),
+        };
         let pit = Pit::new(clock.clone(), &timers, replaceable(irq::TIMER));
         builder.ports("pit", &pit, &Pit::PORTS)?;
         let high = layout.high_ram();
-        let sizes =
-            MemorySizes { below_4g: layout.low_ram_end(), above_4g: high.end - high.start };
+        let sizes = MemorySizes {
+            below_4g: layout.low_ram_end(),
+            above_4g: high.end - high.start,
+        };
         let wall = Box::new(Clock::wall_nanos);
         let rtc = Rtc::new(clock.clone(), wall, &timers, replaceable(irq::RTC), sizes);
         builder.ports("rtc", &rtc, &Rtc::PORTS)?;
-        let hpet = Hpet::new(clock.clone(), &timers, HpetWires {
-            routes: HPET_PINS.map(|pin| (pin, line(pin.into()))).to_vec(),
-            legacy: [line(irq::TIMER), line(irq::RTC)],
-            legacy_active: InterruptLine::new(Arc::new(ReplaceLegacy(router.clone())), 0),
-            msi: msi.clone(),
-        });
+        let hpet = Hpet::new(
+            clock.clone(),
+            &timers,
+            HpetWires {
+                routes: HPET_PINS.map(|pin| (pin, line(pin.into()))).to_vec(),
+                legacy: [line(irq::TIMER), line(irq::RTC)],
+                legacy_active: InterruptLine::new(Arc::new(ReplaceLegacy(router.clone())), 0),
+                msi: msi.clone(),
+            },
+        );
         builder.devices.push(("hpet", hpet.clone()));
         builder.memory(&hpet, layout::HPET, Hpet::LEN)?;
         let pm = AcpiPm::new(clock.clone(), &timers, line(pm::SCI.into()), power.clone());
@@ -204,8 +216,21 @@ impl Board {
         builder.ports("pic", &pic, &Pic::PORTS)?;
         builder.devices.push(("ioapic", ioapic.clone()));
         builder.memory(&ioapic, IoApic::BASE, IoApic::LEN)?;
-        let Builder { ports, mmio, devices } = builder;
-        let board = Self { ports, mmio, timers, pic, ioapic, pci, devices, trace };
+        let Builder {
+            ports,
+            mmio,
+            devices,
+        } = builder;
+        let board = Self {
+            ports,
+            mmio,
+            timers,
+            pic,
+            ioapic,
+            pci,
+            devices,
+            trace,
+        };
         Ok((Arc::new(board), Inputs { serial, virtio }))
     }
 
@@ -262,7 +287,9 @@ fn serial_ports(
         builder.ports(NAMES[index], &uart, &[(SERIAL[index].0, 8)])?;
         inputs.push(ConsoleInput::new(uart, room));
     }
-    Ok(inputs.try_into().unwrap_or_else(|_| unreachable!("there are four ports")))
+    Ok(inputs
+        .try_into()
+        .unwrap_or_else(|_| unreachable!("there are four ports")))
 }
 
 fn pci_bus(
@@ -288,7 +315,10 @@ fn pci_bus(
         builder.memory(&door, window.start, len(&window))?;
     }
     let io = layout::BAR_IO_WINDOW;
-    builder.decode(&shared(IoWindow::new(root.clone())), &[(io.start, io.end - io.start)])?;
+    builder.decode(
+        &shared(IoWindow::new(root.clone())),
+        &[(io.start, io.end - io.start)],
+    )?;
     Ok(root)
 }
 

@@ -48,7 +48,10 @@ impl Room {
     fn wait(&self) -> bool {
         let mut state = self.lock();
         while !state.open && !state.closed {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         state.open = false;
         !state.closed
@@ -115,7 +118,10 @@ mod tests {
     #[test]
     fn nothing_is_lost_on_the_way_to_a_slow_device() {
         let room = Arc::new(Room::default());
-        let slow = device::shared(Slow { seen: Vec::new(), room: room.callback() });
+        let slow = device::shared(Slow {
+            seen: Vec::new(),
+            room: room.callback(),
+        });
         let input = ConsoleInput::new(slow.clone(), room);
         let text: Vec<u8> = (0..=255).cycle().take(100_000).collect();
         assert!(input.send(&text));

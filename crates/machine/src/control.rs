@@ -82,9 +82,19 @@ pub(crate) struct Control {
 impl Control {
     pub(crate) fn new(engine: Arc<dyn Engine>, vcpus: usize) -> (Arc<Self>, Receiver<Event>) {
         let (events, receiver) = channel();
-        let state = State { mode: Mode::Paused, running: 0, held: vec![false; vcpus] };
+        let state = State {
+            mode: Mode::Paused,
+            running: 0,
+            held: vec![false; vcpus],
+        };
         let state = Mutex::new(state);
-        let control = Self { engine, state, changed: Condvar::new(), events, vcpus };
+        let control = Self {
+            engine,
+            state,
+            changed: Condvar::new(),
+            events,
+            vcpus,
+        };
         (Arc::new(control), receiver)
     }
 
@@ -100,7 +110,9 @@ impl Control {
 
     /// Lets only vCPU `index` run (a debugger's step), until the next [`Control::resume`].
     pub(crate) fn resume_only(&self, index: Option<usize>) {
-        let held = (0..self.vcpus).map(|i| index.is_some_and(|only| only != i)).collect();
+        let held = (0..self.vcpus)
+            .map(|i| index.is_some_and(|only| only != i))
+            .collect();
         lock(&self.state).held = held;
         self.set_mode(Mode::Running);
     }
@@ -110,7 +122,10 @@ impl Control {
         self.request_pause();
         let mut state = lock(&self.state);
         while state.running > 0 {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -158,7 +173,12 @@ impl Control {
                     state.running += 1;
                     return false;
                 }
-                _ => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                _ => {
+                    state = self
+                        .changed
+                        .wait(state)
+                        .unwrap_or_else(PoisonError::into_inner)
+                }
             }
         }
     }

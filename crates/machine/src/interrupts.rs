@@ -89,6 +89,9 @@ pub(crate) fn wired_or(line: InterruptLine) -> [InterruptLine; 2] {
             self.line.set(*levels != 0);
         }
     }
-    let or = Arc::new(WiredOr { line, high: Mutex::new(0) });
+    let or = Arc::new(WiredOr {
+        line,
+        high: Mutex::new(0),
+    });
     [0, 1].map(|input| InterruptLine::new(or.clone(), input))
 }

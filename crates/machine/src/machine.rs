@@ -104,7 +104,9 @@ impl Machine {
             clock: clock.clone(),
             cpuid: cpuid(&config),
             tsc_khz: SOFTWARE_TSC_KHZ,
-            tracer: trace.as_ref().map(|t| (t.clone() as Arc<dyn engine::Tracer>, t.kinds())),
+            tracer: trace
+                .as_ref()
+                .map(|t| (t.clone() as Arc<dyn engine::Tracer>, t.kinds())),
         };
         let (engine, vcpus) = create_engine(config.engine, &setup)?;
         let (control, events) = Control::new(engine.clone(), vcpus.len());
@@ -125,7 +127,10 @@ impl Machine {
             memory,
             clock,
             engine,
-            vcpus: vcpus.into_iter().map(|vcpu| Arc::new(Mutex::new(vcpu))).collect(),
+            vcpus: vcpus
+                .into_iter()
+                .map(|vcpu| Arc::new(Mutex::new(vcpu)))
+                .collect(),
             board,
             inputs,
             control,
@@ -140,11 +145,16 @@ impl Machine {
     fn spawn(&mut self) -> std::io::Result<()> {
         for (index, vcpu) in self.vcpus.iter().enumerate() {
             let platform = self.board.clone();
-            self.threads.push(control::spawn(&self.control, index, vcpu, platform)?);
+            self.threads
+                .push(control::spawn(&self.control, index, vcpu, platform)?);
         }
         let timers = self.board.timers.clone();
         let name = "timers".to_owned();
-        self.threads.push(std::thread::Builder::new().name(name).spawn(move || timers.run())?);
+        self.threads.push(
+            std::thread::Builder::new()
+                .name(name)
+                .spawn(move || timers.run())?,
+        );
         Ok(())
     }
 
@@ -159,7 +169,9 @@ impl Machine {
 
     fn start_up(&mut self) -> Result<(), Error> {
         assert!(!self.running, "a machine is loaded while it is paused");
-        self.board.assign_pci(&self.layout).map_err(|e| Error::Board(e.to_string()))?;
+        self.board
+            .assign_pci(&self.layout)
+            .map_err(|e| Error::Board(e.to_string()))?;
         let initrd: Vec<&[u8]> = self.payload.initrd.iter().map(Vec::as_slice).collect();
         let mut seed = [0; 32];
         let seeded = rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty());
@@ -242,7 +254,11 @@ impl Machine {
     /// As [`Machine::load`].
     pub fn reset(&mut self) -> Result<(), Error> {
         self.pause();
-        let kept: Vec<Event> = self.events.try_iter().filter(Event::is_from_outside).collect();
+        let kept: Vec<Event> = self
+            .events
+            .try_iter()
+            .filter(Event::is_from_outside)
+            .collect();
         for event in kept {
             // The receiver is ours.
             let _ = self.control.events().send(event);
@@ -275,8 +291,17 @@ impl Machine {
         assert!(!self.running, "a machine is restored while it is paused");
         let mut from = state::Reader::from_bytes(&snapshot.state)?;
         let saved: MachineV1 = from.take("machine")?;
-        let MachineV1 { cpus, memory, tsc_khz, now } = saved;
-        if (MachineV1 { now: 0, ..self.shape() }) != (MachineV1 { now: 0, ..saved }) {
+        let MachineV1 {
+            cpus,
+            memory,
+            tsc_khz,
+            now,
+        } = saved;
+        if (MachineV1 {
+            now: 0,
+            ..self.shape()
+        }) != (MachineV1 { now: 0, ..saved })
+        {
             let shape = format!("{cpus} CPUs, {memory} bytes of memory, a TSC of {tsc_khz} kHz");
             return Err(Error::Shape(shape));
         }
@@ -302,12 +327,17 @@ impl Machine {
     /// Pictures of all vCPUs, which must stand.
     pub fn reports(&self) -> Vec<VcpuReport> {
         let numbered = self.vcpus.iter().enumerate();
-        numbered.map(|(i, vcpu)| VcpuReport::new(i, &**lock(vcpu), &self.memory)).collect()
+        numbered
+            .map(|(i, vcpu)| VcpuReport::new(i, &**lock(vcpu), &self.memory))
+            .collect()
     }
 
     /// What the engine counted, by vCPU.
     pub fn statistics(&self) -> Vec<Vec<(&'static str, u64)>> {
-        self.vcpus.iter().map(|vcpu| lock(vcpu).statistics()).collect()
+        self.vcpus
+            .iter()
+            .map(|vcpu| lock(vcpu).statistics())
+            .collect()
     }
 
     /// The engine's name.

@@ -23,21 +23,43 @@ impl VcpuReport {
     /// Takes the picture of `vcpu`, which stands.
     pub(crate) fn new(index: usize, vcpu: &dyn Vcpu, memory: &GuestMemory) -> Self {
         let state = vcpu.state();
-        let byte = |linear| vcpu.translate(linear).and_then(|gpa| memory.load::<u8>(gpa).ok());
-        let code_base = if is_64bit(&state) { 0 } else { state.segments[1].base };
+        let byte = |linear| {
+            vcpu.translate(linear)
+                .and_then(|gpa| memory.load::<u8>(gpa).ok())
+        };
+        let code_base = if is_64bit(&state) {
+            0
+        } else {
+            state.segments[1].base
+        };
         let code = (0..CODE_BYTES as u64)
             .map(|i| byte(code_base.wrapping_add(state.rip).wrapping_add(i)))
             .collect();
-        let stack_base = if is_64bit(&state) { 0 } else { state.segments[2].base };
+        let stack_base = if is_64bit(&state) {
+            0
+        } else {
+            state.segments[2].base
+        };
         let width = if is_64bit(&state) { 8 } else { 4 };
         let word = |at: u64| {
             let bytes = (0..width).rev().map(|i| byte(at.wrapping_add(i)));
             bytes.fold(Some(0), |word, byte| Some(word? << 8 | u64::from(byte?)))
         };
         let stack = (0..STACK_WORDS)
-            .map(|i| word(stack_base.wrapping_add(state.gpr[4]).wrapping_add(i * width)))
+            .map(|i| {
+                word(
+                    stack_base
+                        .wrapping_add(state.gpr[4])
+                        .wrapping_add(i * width),
+                )
+            })
             .collect();
-        Self { index, state, code, stack }
+        Self {
+            index,
+            state,
+            code,
+            stack,
+        }
     }
 }
 
@@ -48,7 +70,11 @@ pub(crate) fn is_64bit(state: &VcpuState) -> bool {
 
 fn mode(state: &VcpuState) -> &'static str {
     let protected = state.cr0.contains(Cr0::PE);
-    match (is_64bit(state), protected, state.rflags.contains(x86::Rflags::VM)) {
+    match (
+        is_64bit(state),
+        protected,
+        state.rflags.contains(x86::Rflags::VM),
+    ) {
         (true, ..) => "64-bit",
         (_, false, _) => "real mode",
         (.., true) => "virtual-8086 mode",
@@ -70,7 +96,11 @@ impl Display for VcpuReport {
             state.segments[2].dpl(),
             state.activity
         )?;
-        writeln!(f, "RIP {:04x}:{:016x}  RFLAGS {:08x}", cs.selector.0, state.rip, state.rflags)?;
+        writeln!(
+            f,
+            "RIP {:04x}:{:016x}  RFLAGS {:08x}",
+            cs.selector.0, state.rip, state.rflags
+        )?;
         const NAMES: [&str; 16] = [
             "RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8 ", "R9 ", "R10", "R11",
             "R12", "R13", "R14", "R15",

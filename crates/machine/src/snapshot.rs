@@ -31,7 +31,11 @@ impl Snapshot {
     pub(crate) fn new(state: Vec<u8>, memory: &GuestMemory) -> std::io::Result<Self> {
         let ram = memory.ram();
         let mut pages = Vec::new();
-        for offset in memory.written_ranges()?.into_iter().flat_map(|r| r.step_by(PAGE_SIZE)) {
+        for offset in memory
+            .written_ranges()?
+            .into_iter()
+            .flat_map(|r| r.step_by(PAGE_SIZE))
+        {
             let mut page = Box::new([0; PAGE_SIZE]);
             ram.read(offset, page.as_mut_slice());
             if page.iter().any(|byte| *byte != 0) {

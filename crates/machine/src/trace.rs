@@ -47,7 +47,10 @@ pub struct TraceSink {
 impl TraceSink {
     /// Events of `kinds` to `output`.
     pub fn new(kinds: Kinds, output: Box<dyn Write + Send>) -> Self {
-        Self { kinds, output: Mutex::new(output) }
+        Self {
+            kinds,
+            output: Mutex::new(output),
+        }
     }
 
     /// What is reported.
@@ -88,12 +91,22 @@ impl Tracer for TraceSink {
             ),
             Event::Interrupt { vector, rip } => format!("interrupt {vector:#x} at {rip:#x}"),
             Event::Signal(name) => (*name).to_owned(),
-            Event::Msr { number, value, write, refused, rip } => {
+            Event::Msr {
+                number,
+                value,
+                write,
+                refused,
+                rip,
+            } => {
                 let verb = if *write { "wrmsr" } else { "rdmsr" };
                 let refused = if *refused { " refused" } else { "" };
                 format!("{verb} {number:#x} {value:#x} at {rip:#x}{refused}")
             }
-            Event::Control { register, value, rip } => {
+            Event::Control {
+                register,
+                value,
+                rip,
+            } => {
                 format!("cr{register} <- {value:#x} at {rip:#x}")
             }
             Event::Cpuid { question, answer } => format!(

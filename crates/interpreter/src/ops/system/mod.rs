@@ -4,8 +4,8 @@ mod control;
 mod far;
 mod flags;
 mod io;
-mod misc;
 mod msr;
+mod processor;
 mod segment;
 mod syscall;
 mod task;
@@ -26,7 +26,7 @@ pub(super) fn select(_: &Cpu, instruction: &Instruction, op: &mut Op) -> Option<
         .or_else(|| syscall::select(instruction))
         .or_else(|| msr::select(instruction))
         .or_else(|| io::select(instruction, op))
-        .or_else(|| misc::select(instruction))
+        .or_else(|| processor::select(instruction))
 }
 
 /// #GP(0) unless CPL is 0.
