@@ -53,11 +53,7 @@ impl LineEditor {
                     let line = std::mem::take(&mut self.line);
                     lines.push(String::from_utf8_lossy(&line).trim().to_owned());
                 }
-                0x7f | 0x08 => {
-                    if self.line.pop().is_some() {
-                        print("\u{8} \u{8}");
-                    }
-                }
+                0x7f | 0x08 if self.line.pop().is_some() => print("\u{8} \u{8}"),
                 // Ctrl-u.
                 0x15 => {
                     print(&"\u{8} \u{8}".repeat(self.line.len()));

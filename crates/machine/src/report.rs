@@ -42,8 +42,8 @@ impl VcpuReport {
         };
         let width = if is_64bit(&state) { 8 } else { 4 };
         let word = |at: u64| {
-            let bytes = (0..width).rev().map(|i| byte(at.wrapping_add(i)));
-            bytes.fold(Some(0), |word, byte| Some(word? << 8 | u64::from(byte?)))
+            let mut bytes = (0..width).rev().map(|i| byte(at.wrapping_add(i)));
+            bytes.try_fold(0, |word, byte| Some(word << 8 | u64::from(byte?)))
         };
         let stack = (0..STACK_WORDS)
             .map(|i| {
