@@ -195,11 +195,14 @@ impl Root {
             decoded,
             function: function.clone(),
         }));
+        // Who answers where ranges overlap must not depend on who moved last: a restored bus does
+        // not know.
+        routes.sort_by_key(|route| route.slot);
     }
 
     fn target(&self, decoder: Decoder, address: u64, width: Width) -> Option<Target> {
         let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
-        // Few routes, and ranges that overlap by a guest's mistake: the first one found answers.
+        // Few routes, and ranges that overlap by a guest's mistake: the lowest slot answers.
         let route = routes.iter().find(|route| {
             let range = route.decoded;
             range.decoder == decoder

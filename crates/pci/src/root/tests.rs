@@ -272,6 +272,38 @@ fn a_restored_bus_routes_as_the_saved_one() {
 }
 
 #[test]
+fn where_ranges_overlap_the_order_of_their_writes_does_not_matter() {
+    let bench = Bench::assigned();
+    let neighbour = Slot::new(4);
+    let identity = Identity {
+        vendor: 0x1234,
+        device: 2,
+        revision: 0,
+        class: [0xff, 0, 0],
+        subsystem_vendor: 0,
+        subsystem: 0,
+    };
+    let mut config = ConfigSpace::new(identity, bench.root.wires(neighbour));
+    config.add_bar(1, BarKind::Memory32, 0x1000);
+    let seen = Arc::new(Mutex::default());
+    let probe = Probe {
+        config,
+        seen: Arc::clone(&seen),
+    };
+    bench.root.add(neighbour, shared(probe)).unwrap();
+    bench.root.assign(&space()).unwrap();
+    let base = bench.root.config_read(SLOT, 0x14, Width::Dword);
+    for last in [neighbour, SLOT] {
+        for slot in [SLOT, neighbour, last] {
+            bench.root.config_write(slot, 0x14, Width::Dword, base);
+        }
+        bench.root.memory_read(base.into(), Width::Dword);
+    }
+    assert_eq!(*bench.seen.lock().unwrap(), [(1, 0), (1, 0)]);
+    assert!(seen.lock().unwrap().is_empty());
+}
+
+#[test]
 fn hostile_configuration_writes_break_nothing() {
     let mut bench = Bench::new();
     let mut seed = 0x9e37_79b9_7f4a_7c15u64;
