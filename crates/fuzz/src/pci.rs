@@ -69,11 +69,12 @@ fn make(bench: &Bench) -> Subject {
         let window = shared(MemoryWindow::new(root.clone(), range.start));
         (window, range.end - range.start)
     });
-    let io = shared(IoWindow::new(root));
+    let io = shared(IoWindow::new(root.clone()));
     let access = move |input: &mut Input<'_>| match input.below(8) {
         0 => access_ports(&ports, &[(0xcf8, 8)], input),
         1 => access_memory(&ecam, ECAM_BYTES, input),
-        2..=4 => access_memory(&ecam, ECAM_USED_BYTES, input),
+        2 => move_range(&root, input),
+        3 | 4 => access_memory(&ecam, ECAM_USED_BYTES, input),
         5 => access_ports(&io, &[(PORTS.start, PORTS.end - PORTS.start)], input),
         _ => {
             let (window, len) = &windows[input.below(2)];
@@ -87,6 +88,15 @@ fn make(bench: &Bench) -> Subject {
         access: Box::new(access),
         memory: Some(memory),
     }
+}
+
+/// Writes a base address register, so that ranges come to lie over each other.
+fn move_range(root: &Root, input: &mut Input<'_>) -> u64 {
+    let slot = Slot::new(2 + input.u8() % 3);
+    let register = 0x10 + 4 * (u16::from(input.u8()) % 6);
+    let base = MEMORY.start + 0x1000 * u64::from(input.u8() % 8);
+    root.config_write(slot, register, Width::Dword, base as u32);
+    0
 }
 
 /// A function with what no real one here has: MSI, and registers in ports and above 4 GiB.
