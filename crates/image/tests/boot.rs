@@ -112,14 +112,7 @@ fn talk(
         .stdin(Stdio::null());
     let listeners = [1, 2, 3, 4].map(|port| {
         let path = scratch.path().join(format!("com{port}"));
-        // Interrupt lines of their own: QEMU does not merge those of ports that share one.
-        let (base, irq) = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)][port - 1];
-        qemu.arg("-chardev")
-            .arg(format!("socket,id=com{port},path={}", path.display()));
-        qemu.arg("-device").arg(format!(
-            "isa-serial,chardev=com{port},index={},iobase={base:#x},irq={irq}",
-            port - 1
-        ));
+        qemu.arg("-serial").arg(format!("unix:{}", path.display()));
         listen(&path)
     });
     let mut qemu = Qemu(qemu.spawn().unwrap());
