@@ -13,6 +13,7 @@ pub(crate) fn run() -> Result<()> {
     program("format", cargo().args(["fmt", "--all", "--check"]))?;
     program("lints", &mut lints())?;
     program("tests", &mut tests())?;
+    program("two minutes of random guest code", &mut random_guest_code())?;
     program(
         "tests in the documentation",
         cargo().args(["test", "--workspace", "--doc"]),
@@ -45,6 +46,14 @@ fn tests() -> Command {
         println!("cargo-nextest is not installed: using cargo test");
         command.args(["test", "--workspace", "--all-targets"]);
     }
+    command
+}
+
+/// The CPU against code that nobody wrote; `cargo xtask fuzz` goes on for any time.
+fn random_guest_code() -> Command {
+    let mut command = cargo();
+    command.args(["run", "--quiet", "--package", "fuzz", "--"]);
+    command.args(["guest_code", "--seconds", "120"]);
     command
 }
 
