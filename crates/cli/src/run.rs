@@ -74,7 +74,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8> {
         &log,
         reported.status(),
         &signal,
-        args.verbose,
+        args.verbose || !one_command,
     );
     if args.stats {
         eprint!("{}", monitor::statistics(&machine));
@@ -213,7 +213,7 @@ enum End {
     PowerOff,
     Exit(u8),
     Reset,
-    TripleFault(String),
+    TripleFault { vcpu: usize, text: String },
     Failed(String),
     Timeout,
     Quit,
@@ -226,7 +226,7 @@ impl End {
             Self::Reset if log.panic().is_some() => status::PANIC,
             Self::PowerOff | Self::Reset | Self::Quit => status::OK,
             Self::Exit(status) => *status,
-            Self::TripleFault(_) => status::TRIPLE_FAULT,
+            Self::TripleFault { .. } => status::TRIPLE_FAULT,
             Self::Failed(_) => status::ENGINE,
             Self::Timeout => status::TIMEOUT,
         }
@@ -254,7 +254,7 @@ impl Policy<'_> {
         Ok(match event {
             Event::PowerOff => Next::End(End::PowerOff),
             Event::Exit(status) => Next::End(End::Exit(status)),
-            Event::TripleFault { text, .. } => Next::End(End::TripleFault(text)),
+            Event::TripleFault { vcpu, text } => Next::End(End::TripleFault { vcpu, text }),
             Event::Failed { text, .. } => Next::End(End::Failed(text)),
             Event::Quit => Next::End(End::Quit),
             Event::Reset if self.keep_ended || self.log.panic().is_some() => Next::End(End::Reset),
@@ -381,9 +381,15 @@ fn conclude(
             }
             None => command.unwrap_or(status::OK),
         },
-        End::TripleFault(text) => {
+        End::TripleFault { vcpu, text } => {
+            // The text has this vCPU's registers; the others may tell why.
             eprintln!("doppel: {text}");
-            for report in machine.reports() {
+            for (_, report) in machine
+                .reports()
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| *i != vcpu)
+            {
                 eprintln!("{report}");
             }
             show_log();

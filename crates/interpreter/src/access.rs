@@ -11,6 +11,7 @@ use crate::tlb::View;
 use engine::{Access, Space};
 use memory::{Kind, PAGE_SHIFT, PAGE_SIZE};
 use std::sync::PoisonError;
+use std::sync::atomic::{Ordering, fence};
 use x86::paging::is_canonical;
 use x86::{Cr0, Cr4, Exception, Rflags, Segment, Vector};
 
@@ -322,6 +323,8 @@ impl Cpu {
         match part {
             Part::Ram(at) => {
                 self.ram.write(at, bytes);
+                // The bytes are there before the look at the watch, as in `PageWatch::written`.
+                fence(Ordering::SeqCst);
                 if self.memory.watch().is_watched(at >> PAGE_SHIFT) {
                     self.code_written(at, bytes.len());
                 }
@@ -389,9 +392,7 @@ impl Cpu {
     #[cold]
     fn code_written(&mut self, at: usize, bytes: usize) {
         for page in at >> PAGE_SHIFT..=(at + bytes - 1) >> PAGE_SHIFT {
-            if self.memory.watch().is_watched(page) {
-                self.memory.watch().written(page);
-            }
+            self.memory.watch().written(page);
         }
         // The mailbox has the pages; the block that runs may be one of theirs.
         self.stop = true;

@@ -85,6 +85,11 @@ impl InterpreterVcpu {
             return Ok(block);
         }
         let decoded = self.cpu.decode(linear, Purpose::Keep)?;
+        let room = PAGE_SIZE - (linear as usize & (PAGE_SIZE - 1));
+        if usize::from(decoded.bytes) > room && decoded.second_page.is_none() {
+            // It ends outside of memory.
+            return Ok(self.cache.insert_once(&decoded));
+        }
         Ok(self.cache.insert(offset, self.cpu.code_size, &decoded))
     }
 }

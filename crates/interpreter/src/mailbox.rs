@@ -100,6 +100,18 @@ impl Mailbox {
         self.running.store(running, Ordering::SeqCst);
     }
 
+    /// Says that no guest instructions execute once the returned guard is dropped, also by a
+    /// panic: other vCPUs wait for one that runs.
+    pub(crate) fn stands_after(self: &Arc<Self>) -> impl Drop + use<> {
+        struct Stands(Arc<Mailbox>);
+        impl Drop for Stands {
+            fn drop(&mut self) {
+                self.0.set_running(false);
+            }
+        }
+        Stands(self.clone())
+    }
+
     /// Whether guest instructions may be executing.
     pub(crate) fn is_running(&self) -> bool {
         self.running.load(Ordering::SeqCst)

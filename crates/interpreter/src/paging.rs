@@ -69,6 +69,8 @@ struct Leaf {
 enum Stop {
     NotPresent,
     Reserved,
+    /// Another processor changed an entry on the way: the walk starts over.
+    Changed,
 }
 
 impl Cpu {
@@ -86,21 +88,30 @@ impl Cpu {
                 global: false,
             });
         }
-        let leaf = match self.find_leaf(linear, true) {
-            Ok(leaf) => leaf,
-            Err(Stop::NotPresent) => {
-                return self.page_fault(linear, intent, by, FaultCode::empty());
-            }
-            Err(Stop::Reserved) => {
-                let code = FaultCode::PROTECTION | FaultCode::RESERVED;
-                return self.page_fault(linear, intent, by, code);
-            }
-        };
-        let user_page = leaf.rights.contains(Entry::USER);
-        let writable = self.may_write(leaf.rights, by);
-        if !self.permits(&leaf.rights, intent, by) {
-            return self.page_fault(linear, intent, by, FaultCode::PROTECTION);
+        loop {
+            let cause = match self.find_leaf(linear, true) {
+                Ok(leaf) if !self.permits(&leaf.rights, intent, by) => FaultCode::PROTECTION,
+                Ok(leaf) => match self.use_leaf(&leaf, linear, intent, by) {
+                    Some(mapping) => return Ok(mapping),
+                    None => continue,
+                },
+                Err(Stop::Changed) => continue,
+                Err(Stop::NotPresent) => FaultCode::empty(),
+                Err(Stop::Reserved) => FaultCode::PROTECTION | FaultCode::RESERVED,
+            };
+            return self.page_fault(linear, intent, by, cause);
         }
+    }
+
+    /// Sets the accessed and dirty bits of `leaf`, which permits the access; `None` if it is no
+    /// longer what it was.
+    fn use_leaf(
+        &mut self,
+        leaf: &Leaf,
+        linear: u64,
+        intent: Intent,
+        by: Privilege,
+    ) -> Option<Mapping> {
         let mut dirty = leaf.entry.contains(Entry::DIRTY);
         let wanted = if intent == Intent::Write {
             dirty = true;
@@ -108,17 +119,17 @@ impl Cpu {
         } else {
             Entry::ACCESSED
         };
-        if !leaf.entry.contains(wanted) {
-            self.set_entry_bits(leaf.address, wanted);
+        if !leaf.entry.contains(wanted) && !self.mark_entry(leaf.address, leaf.entry, wanted) {
+            return None;
         }
         if leaf.shift > 12 {
             self.tlb.note_large(linear, leaf.shift);
         }
         let within = (1u64 << leaf.shift) - 1;
-        Ok(Mapping {
+        Some(Mapping {
             gpa: page_address(leaf.entry, leaf.shift) & !within | linear & within,
-            writable: writable && dirty,
-            user: user_page,
+            writable: dirty && self.may_write(leaf.rights, by),
+            user: leaf.rights.contains(Entry::USER),
             global: leaf.entry.contains(Entry::GLOBAL) && self.cr4.contains(Cr4::PGE),
         })
     }
@@ -191,8 +202,11 @@ impl Cpu {
                     rights,
                 });
             }
-            if mark && !entry.contains(Entry::ACCESSED) {
-                self.set_entry_bits(address, Entry::ACCESSED);
+            let is_marked = !mark
+                || entry.contains(Entry::ACCESSED)
+                || self.mark_entry(address, entry, Entry::ACCESSED);
+            if !is_marked {
+                return Err(Stop::Changed);
             }
             table = entry.bits() & ADDRESS;
             shift -= format.index_bits;
@@ -211,28 +225,29 @@ impl Cpu {
         Entry::from_bits_retain(bits)
     }
 
-    /// Sets accessed and dirty bits as the CPU does, atomically, in the low byte of an entry.
-    fn set_entry_bits(&self, address: u64, bits: Entry) {
-        let Ok(offset) = self.memory.offset(address, 1) else {
-            return;
-        };
-        if self
+    /// Sets accessed and dirty bits in `entry` as the CPU does (SDM vol. 3, 5.8): in one locked
+    /// step, and only if the entry at `address` is still what the walk read. Returns whether it
+    /// was: an entry that another processor took away meanwhile must stay as that one left it.
+    fn mark_entry(&self, address: u64, entry: Entry, bits: Entry) -> bool {
+        let bytes = self.format().entry_bytes;
+        let is_ram = self
             .memory
             .region(address)
-            .is_none_or(|r| r.kind == Kind::Rom)
-        {
-            return;
+            .is_some_and(|r| r.kind == Kind::Ram);
+        let Ok(offset) = self.memory.offset(address, bytes as usize) else {
+            return true;
+        };
+        if !is_ram {
+            return true;
         }
-        let bits = bits.bits() as u8;
-        let mut old: u8 = self.ram.load(offset);
-        loop {
-            let seen = self.ram.compare_exchange(offset, old, old | bits);
-            if seen == old {
-                break;
-            }
-            old = seen;
-        }
+        let (old, new) = (entry.bits(), (entry | bits).bits());
+        let was_same = if bytes == 4 {
+            self.ram.compare_exchange(offset, old as u32, new as u32) == old as u32
+        } else {
+            self.ram.compare_exchange(offset, old, new) == old
+        };
         self.memory.watch().written(offset >> memory::PAGE_SHIFT);
+        was_same
     }
 
     fn maps_large_page(&self, entry: Entry, shift: u32, format: &Format) -> bool {

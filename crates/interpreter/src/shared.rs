@@ -11,7 +11,7 @@ use crate::mailbox::{FORGET_WRITES, INTERRUPT, Mailbox};
 use lapic::Inbox;
 use memory::{GuestMemory, WriteObserver};
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Shared by all vCPUs of one machine.
 pub(crate) struct Shared {
@@ -25,6 +25,9 @@ pub(crate) struct Shared {
     /// Held during a locked access that one host instruction can't make: across pages, or to a
     /// device.
     pub(crate) bus_lock: Mutex<()>,
+    /// Held while a page becomes watched: who finds it watched knows that nobody writes it unseen
+    /// any more.
+    watching: Mutex<()>,
     pub(crate) native: &'static native::Native,
     /// For each page of memory: which vCPUs (number modulo 8, one bit each) may write it through
     /// their TLB. In chunks that are made when first needed, since memory may be huge and sparse.
@@ -49,6 +52,7 @@ impl Shared {
             mailboxes,
             tracer: setup.tracer.as_ref().map(|(tracer, _)| tracer.clone()),
             bus_lock: Mutex::default(),
+            watching: Mutex::default(),
             native,
             writers: (0..pages.div_ceil(CHUNK))
                 .map(|_| OnceLock::new())
@@ -75,7 +79,12 @@ impl Shared {
 
     /// vCPU `index` is about to decode code from `page`. On return, nobody writes it unseen.
     /// Returns whether the caller's own TLB must forget its writes.
+    ///
+    /// Two vCPUs may wait for each other here, so meanwhile each counts as standing still. The
+    /// caller has to stand up again.
     pub(crate) fn watch_code(&self, index: usize, page: usize) -> bool {
+        self.mailboxes[index].set_running(false);
+        let _turn = self.watching.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.memory.watch().watch(page) {
             return false;
         }
@@ -90,7 +99,6 @@ impl Shared {
     /// Makes the other vCPUs in `writers` forget what they may write, and waits for those that
     /// are running.
     fn revoke_writes(&self, index: usize, writers: u8) {
-        let mine = &self.mailboxes[index];
         let others = || {
             let all = self.mailboxes.iter().enumerate();
             all.filter(move |(i, _)| *i != index && writers & writer_bit(*i) != 0)
@@ -98,14 +106,11 @@ impl Shared {
         for (_, mailbox) in others() {
             mailbox.post(FORGET_WRITES);
         }
-        // Two vCPUs may wait for each other: while this one waits, it counts as standing still.
-        mine.set_running(false);
         for (_, mailbox) in others() {
             while mailbox.is_running() && mailbox.has(FORGET_WRITES) {
                 std::thread::yield_now();
             }
         }
-        mine.set_running(true);
     }
 
     /// Sends an interrupt to vCPU `index`'s APIC: its inbox was filled.

@@ -40,6 +40,7 @@ enum Next {
 
 impl engine::Vcpu for InterpreterVcpu {
     fn run(&mut self, platform: &Arc<dyn Platform>) -> Exit {
+        let _stands = self.cpu.mailbox.stands_after();
         self.cpu.platform = Some(platform.clone());
         self.cpu.stand_up();
         if self.cpu.clock_page_stale {
@@ -47,7 +48,6 @@ impl engine::Vcpu for InterpreterVcpu {
         }
         self.cpu.attend();
         let exit = self.run_guest();
-        self.cpu.mailbox.set_running(false);
         self.cpu.platform = None;
         exit
     }
@@ -299,6 +299,11 @@ impl Cpu {
         let exception = self.exception.take().expect("an exception was recorded");
         self.stop = false;
         self.debug.faulted();
+        if !self.ss_shadow {
+            // Breakpoints on data trap when an instruction has completed. What the one before
+            // left is there only in MOV SS's shadow.
+            self.debug_trap = 0;
+        }
         self.attend();
         self.deliver(Event::Exception(exception))
     }

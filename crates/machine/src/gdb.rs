@@ -267,7 +267,7 @@ impl<'m> Session<'_, 'm, '_> {
                     None => continue,
                 },
                 Event::TripleFault { vcpu, text } => (*vcpu, Signal::SIGSEGV, text.clone()),
-                Event::Failed { vcpu, text } => (*vcpu, Signal::SIGABRT, text.clone()),
+                Event::Failed { vcpu, text } => (vcpu.unwrap_or(0), Signal::SIGABRT, text.clone()),
                 _ => match self.handle(event) {
                     ControlFlow::Continue(()) => continue,
                     ControlFlow::Break(status) => return Some((Reason::Exited(status), None)),

@@ -149,12 +149,8 @@ impl Machine {
                 .push(control::spawn(&self.control, index, vcpu, platform)?);
         }
         let timers = self.board.timers.clone();
-        let name = "timers".to_owned();
-        self.threads.push(
-            std::thread::Builder::new()
-                .name(name)
-                .spawn(move || timers.run())?,
-        );
+        self.threads
+            .push(control::spawn_timers(&self.control, timers)?);
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! Which pages must not be written behind an engine's back.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// Told of writes to watched pages: a software engine that keeps decoded or translated code.
 pub trait WriteObserver: Send + Sync {
@@ -57,6 +57,9 @@ impl PageWatch {
     /// Tells the observer of a write to `page`, if it is watched.
     #[inline]
     pub fn written(&self, page: usize) {
+        // A store may be delayed past a later load, even on TSO hosts. Who begins to watch now
+        // must see the bytes, or be seen here.
+        fence(Ordering::SeqCst);
         if self.is_watched(page)
             && let Some(observer) = self.observer.get().and_then(std::sync::Weak::upgrade)
         {

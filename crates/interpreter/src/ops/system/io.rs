@@ -76,7 +76,13 @@ fn repeated<T: Int, const IN: bool>(cpu: &mut Cpu, op: &Op) -> Result {
         return one::<T, IN>(cpu, op);
     }
     let mask = u64::MAX >> op.address_cut;
-    for _ in 0..BURST {
+    // Single-stepping traps after each element (SDM vol. 3, 18.3.1.4).
+    let burst = if cpu.flags.system().contains(Rflags::TF) {
+        1
+    } else {
+        BURST
+    };
+    for _ in 0..burst {
         if cpu.gpr[RCX as usize] & mask == 0 {
             break;
         }
@@ -120,7 +126,8 @@ fn one<T: Int, const IN: bool>(cpu: &mut Cpu, op: &Op) -> Result {
         // The destination first: a port must not be read for nothing.
         let place = cpu.place_at(es, offset, T::SIZE)?;
         let value = cpu.port_access(port, T::SIZE, None);
-        cpu.put(place, T::of(value));
+        // While the port was read, another vCPU may have begun to watch the page.
+        cpu.put_bytes(place, &value.to_le_bytes()[..T::SIZE]);
     } else {
         let value: T = cpu.load_at(op.segment, offset)?;
         cpu.port_access(port, T::SIZE, Some(value.zx()));
