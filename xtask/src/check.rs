@@ -69,7 +69,12 @@ fn has_nextest() -> bool {
 fn documentation() -> Command {
     let mut command = cargo();
     command
-        .args(["doc", "--workspace", "--no-deps"])
+        .args([
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--document-private-items",
+        ])
         .env("RUSTDOCFLAGS", "-D warnings");
     command
 }

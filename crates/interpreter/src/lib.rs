@@ -4,12 +4,12 @@
 //! is fast enough to work with. How an instruction comes to be executed:
 //!
 //! 1. `vcpu` runs block after block; between blocks it looks at interrupts and requests.
-//! 2. `decode` makes a block of [`op::Op`]s from code bytes, once; `cache` keeps it by
+//! 2. `decode` makes a block of `op::Op`s from code bytes, once; `cache` keeps it by
 //!    guest-physical place until somebody writes there (`shared`).
 //! 3. An `Op` names its handler (`ops`), a function made for just these operand kinds and sizes.
 //! 4. Handlers access memory through `access`: segmentation, then the software TLB (`tlb`), and
 //!    on a miss the page walk (`paging`).
-//! 5. A fault is recorded in the [`cpu::Cpu`], and delivered by `events`.
+//! 5. A fault is recorded in the `cpu::Cpu`, and delivered by `events`.
 //!
 //! Integer instructions are Rust. Data instructions on x87, MMX and vector registers are executed
 //! by the host CPU through the crate `native`, which is exact by construction. There is no unsafe

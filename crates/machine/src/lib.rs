@@ -1,7 +1,7 @@
 //! Config to board: the only place where an engine meets a device.
 //!
 //! [`Machine`] is one virtual machine: memory, an engine with its vCPUs, and a board of devices
-//! ([`board`]). Its life is a small state machine:
+//! (`board`). Its life is a small state machine:
 //!
 //! ```text
 //!            resume            pause

@@ -35,7 +35,7 @@ pub(super) const CODE: u64 = 0x3_0000;
 pub(super) const CODE_BYTES_MAX: usize = 0x800;
 pub(super) const DATA: u64 = 0x4_0000;
 
-/// Selectors in the table that [`write_gdt`] writes.
+/// Selectors in the table that is written for it.
 mod selector {
     pub(super) const CODE64: u16 = 0x08;
     pub(super) const DATA: u16 = 0x10;
