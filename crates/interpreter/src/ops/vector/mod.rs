@@ -1,7 +1,7 @@
 //! x87, MMX, SSE and AVX instructions, and those that save and restore their registers.
 //!
 //! What an instruction computes is the host's business (crate `native`, see [`run`]); what the CPU
-//! does around it is done here: whether the unit is there ([`unit`]), the memory operand, pending
+//! does around it is done here: whether the unit is there ([`mod@unit`]), the memory operand, pending
 //! and raised exceptions, the x87 pointers ([`x87`]). Only plain moves and bitwise operations are
 //! quicker done in Rust ([`moves`]).
 
