@@ -75,6 +75,9 @@ fn documentation() -> Command {
             "--no-deps",
             "--document-private-items",
         ])
-        .env("RUSTDOCFLAGS", "-D warnings");
+        .env(
+            "RUSTDOCFLAGS",
+            "-D warnings -A rustdoc::private_intra_doc_links",
+        );
     command
 }
