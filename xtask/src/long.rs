@@ -1,7 +1,7 @@
 //! `cargo xtask long`: tests that take too long, or need too much, for every change.
 //!
-//! They are ordinary tests, marked `#[ignore]` with the reason. A [`Suite`] names some of them,
-//! and what the host must have for them.
+//! They are ordinary tests, marked `#[ignore]` with the reason, or the everyday ones with more
+//! cases. A [`Suite`] names some of them, and what the host must have for them.
 
 use crate::host::{self, Need};
 use crate::step::{program, step};
@@ -17,39 +17,54 @@ struct Suite {
     about: &'static str,
     /// The package that its tests are in.
     package: &'static str,
-    /// The test target (a file in the package's `tests`).
-    target: &'static str,
+    /// Which tests.
+    tests: Tests,
     /// What the host must have.
     needs: &'static [Need],
 }
 
-const SUITES: [Suite; 4] = [
+/// A choice of tests.
+enum Tests {
+    /// Those that are ignored in this test target (a file in the package's `tests`).
+    Ignored(&'static str),
+    /// The unit tests whose names contain this, with so many cases (`DOPPEL_CASES`).
+    Cases(&'static str, u32),
+}
+
+const SUITES: [Suite; 5] = [
+    Suite {
+        name: "instructions",
+        about: "every user-mode instruction against the host CPU, 3000 cases of each form",
+        package: "interpreter",
+        tests: Tests::Cases("tests::host", 3000),
+        needs: &[],
+    },
     Suite {
         name: "kernels",
         about: "Debian's kernels in every shape of machine; memtest86+; an hour's clock in little",
         package: "cli",
-        target: "kernels",
+        tests: Tests::Ignored("kernels"),
         needs: &[],
     },
     Suite {
         name: "gdb",
         about: "the real gdb against a guest",
         package: "machine",
-        target: "gdb",
+        tests: Tests::Ignored("gdb"),
         needs: &[Need::new("gdb", "gdb")],
     },
     Suite {
         name: "packages",
         about: "guests are made from Debian's archive, once",
         package: "image",
-        target: "guest",
+        tests: Tests::Ignored("guest"),
         needs: &[],
     },
     Suite {
         name: "guests-on-qemu",
         about: "the guests are right, by an emulator that is not ours",
         package: "image",
-        target: "boot",
+        tests: Tests::Ignored("boot"),
         needs: &[Need::new("qemu-system-x86_64", "qemu-system-x86")],
     },
 ];
@@ -101,15 +116,16 @@ impl Suite {
     /// Only tests that are ignored otherwise: `check` runs the others.
     fn command(&self) -> Command {
         let mut command = cargo();
-        command.args([
-            "test",
-            "--release",
-            "--package",
-            self.package,
-            "--test",
-            self.target,
-        ]);
-        command.args(["--", "--ignored", "--test-threads", "1"]);
+        command.args(["test", "--release", "--package", self.package]);
+        match self.tests {
+            Tests::Ignored(target) => {
+                command.args(["--test", target, "--", "--ignored", "--test-threads", "1"]);
+            }
+            Tests::Cases(filter, cases) => {
+                command.env("DOPPEL_CASES", cases.to_string());
+                command.args(["--lib", "--", filter]);
+            }
+        }
         command
     }
 }
@@ -134,10 +150,13 @@ mod tests {
         for suite in &SUITES {
             let member = crates.iter().find(|c| c.name == suite.package);
             let member = member.unwrap_or_else(|| panic!("no crate {}", suite.package));
+            let Tests::Ignored(target) = suite.tests else {
+                continue;
+            };
             let target = member
                 .directory
                 .join("tests")
-                .join(suite.target)
+                .join(target)
                 .with_extension("rs");
             assert!(target.is_file(), "{:?}", target.strip_prefix(root()));
         }
