@@ -53,7 +53,7 @@ impl InterpreterVcpu {
     #[inline(always)]
     pub(crate) fn block(&mut self) -> Result<Block> {
         let cpu = &mut self.cpu;
-        let linear = cpu.bases[SegmentRegister::Cs as usize].wrapping_add(cpu.rip);
+        let linear = cpu.linear_rip();
         if let Some(page) = cpu.tlb.code(cpu.cpl == 3, linear)
             && let offset = page + (linear as usize & (PAGE_SIZE - 1))
             && let Some(block) = self.cache.find(offset, cpu.code_size)

@@ -132,3 +132,89 @@ impl WriteObserver for Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+
+    const PAGE: usize = 3;
+
+    fn shared(vcpus: u32) -> Shared {
+        let region = memory::RegionSpec {
+            gpa: 0,
+            len: 0x10000,
+            kind: memory::Kind::Ram,
+        };
+        let setup = engine::Setup {
+            memory: GuestMemory::new(&[region]).unwrap(),
+            clock: clock::Clock::manual(),
+            cpuid: vec![x86::cpuid::Table::new(); vcpus as usize],
+            tsc_khz: 1_000_000,
+            tracer: None,
+        };
+        let mailboxes = (0..vcpus)
+            .map(|id| lapic::Lapic::new(id, crate::paging::PHYSICAL_BITS))
+            .map(|lapic| Arc::new(Mailbox::new(lapic.inbox().clone())))
+            .collect();
+        Shared::new(&setup, native::Native::shared().unwrap(), mailboxes)
+    }
+
+    #[test]
+    fn nobody_decodes_a_page_while_another_may_write_it_unseen() {
+        let shared = shared(3);
+        let writer = &shared.mailboxes[0];
+        writer.set_running(true);
+        assert!(shared.claim_write(0, PAGE));
+        let done = [AtomicBool::new(false), AtomicBool::new(false)];
+        std::thread::scope(|scope| {
+            for (index, done) in (1..).zip(&done) {
+                let shared = &shared;
+                scope.spawn(move || {
+                    assert!(!shared.watch_code(index, PAGE));
+                    done.store(true, Ordering::SeqCst);
+                });
+                while !writer.has(FORGET_WRITES) {
+                    std::thread::yield_now();
+                }
+            }
+            for _ in 0..1000 {
+                std::thread::yield_now();
+            }
+            let early = done.iter().any(|done| done.load(Ordering::SeqCst));
+            writer.take();
+            assert!(!early);
+        });
+        assert!(!shared.claim_write(0, PAGE), "it is watched");
+    }
+
+    #[test]
+    fn vcpus_that_share_a_bit_are_both_asked_to_forget() {
+        let shared = shared(10);
+        assert!(shared.claim_write(9, PAGE));
+        assert!(shared.watch_code(1, PAGE), "1 and 9 have one bit");
+        assert!(shared.mailboxes[9].has(FORGET_WRITES));
+        assert!(!shared.mailboxes[0].has(FORGET_WRITES));
+    }
+
+    #[test]
+    fn vcpus_that_decode_what_the_other_writes_do_not_wait_for_ever() {
+        let shared = shared(2);
+        std::thread::scope(|scope| {
+            for index in 0..2 {
+                let shared = &shared;
+                scope.spawn(move || {
+                    let mailbox = &shared.mailboxes[index];
+                    for _ in 0..20_000 {
+                        mailbox.set_running(true);
+                        mailbox.take();
+                        shared.claim_write(index, index);
+                        shared.watch_code(index, 1 - index);
+                        shared.page_written(1 - index);
+                    }
+                    mailbox.set_running(false);
+                });
+            }
+        });
+    }
+}

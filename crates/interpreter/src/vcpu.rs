@@ -286,7 +286,8 @@ impl Cpu {
     }
 
     /// The linear address of RIP, wherever that is.
-    fn linear_rip(&self) -> u64 {
+    #[inline(always)]
+    pub(crate) fn linear_rip(&self) -> u64 {
         if self.is_64bit() {
             self.rip
         } else {

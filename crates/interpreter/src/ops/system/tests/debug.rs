@@ -1,6 +1,6 @@
 //! SDM vol. 3, chapter 18: debug exceptions.
 
-use super::board::{Board, CODE, DATA, HANDLERS};
+use super::board::{Board, CODE, DATA, HANDLERS, PAGE_TABLE};
 use x86::Rflags;
 
 const DB: u8 = 1;
@@ -88,4 +88,37 @@ fn int3_and_int1_are_traps() {
         assert_eq!((vector, board.word(state.gpr[4])), (expected, CODE + 1));
         assert_eq!(state.dr6 & 0xe00f, 0);
     }
+}
+
+#[test]
+fn sdm_18_2_4_an_access_that_faults_meets_no_data_breakpoint() {
+    let mut board = Board::long(0);
+    // mov [rbx], al
+    board.code(&[0x88, 0x03]);
+    board.set(PAGE_TABLE + 8 * (DATA >> 12), 0);
+    board.change(|s| {
+        s.gpr[3] = DATA;
+        s.dr[0] = DATA;
+        s.dr7 = 0x401 | 0b0001 << 16;
+    });
+    let (vector, _) = board.run_to_handler();
+    assert_eq!(vector, 14);
+    let state = board.step();
+    assert_eq!(state.rip, HANDLERS + 14 * 16 + 1);
+    assert_eq!(state.dr6 & 0xe00f, 0);
+}
+
+#[test]
+fn sdm_18_3_1_4_single_step_traps_after_each_element_of_a_port_string() {
+    let mut board = Board::long(0);
+    // rep insb
+    board.code(&[0xf3, 0x6c]);
+    board.change(|s| {
+        s.gpr[1] = 3;
+        s.gpr[7] = DATA;
+        s.rflags |= Rflags::TF;
+    });
+    let (vector, state) = board.run_to_handler();
+    assert_eq!((vector, state.gpr[1]), (DB, 2));
+    assert_eq!(board.word(state.gpr[4]), CODE);
 }

@@ -1,6 +1,6 @@
 //! SDM vol. 3, chapters 10 and 11, and KVM's interface: several vCPUs, the local APIC, clocks.
 
-use super::board::{Board, CODE, DATA, HANDLERS};
+use super::board::{Board, CODE, DATA, HANDLERS, PAGE_TABLE, STACK};
 use clock::Clock;
 use engine::{Engine, Exit, Platform};
 use std::sync::Arc;
@@ -196,4 +196,82 @@ fn a_saved_vcpu_goes_on_in_another_engine() {
     other.set_state(&state);
     assert_eq!(other.state(), state);
     assert_eq!(other.step().gpr[0], state.gpr[0] + 1);
+}
+
+/// A second vCPU in the state of the first, but for its local APIC.
+fn take_second(board: &mut Board, rip: u64) -> Box<dyn engine::Vcpu> {
+    let mut second = board.vcpus.pop().unwrap();
+    let mut state = board.state();
+    state.apic = second.state().apic;
+    state.rip = rip;
+    second.set_state(&state).unwrap();
+    second
+}
+
+#[test]
+fn sdm_10_1_3_code_that_another_processor_modifies_is_run_as_written() {
+    const OTHER: u64 = 0xc000;
+    const ROUNDS: u64 = 2000;
+    let mut board = long_with(2, host_clock());
+    // L: mov al, 0; mov [DATA], al; jmp L
+    let other = [0xb0, 0, 0x88, 0x04, 0x25, 0x00, 0x90, 0, 0, 0xeb, 0xf5];
+    board.write(OTHER, &other);
+    // L: inc byte [rbx + 1]; mov dl, [rbx + 1]; W: pause; cmp [DATA], dl; jnz W; dec ecx; jnz L;
+    // out 0x10, al; hlt
+    board.code(&[
+        0xfe, 0x43, 0x01, 0x8a, 0x53, 0x01, 0xf3, 0x90, 0x38, 0x14, 0x25, 0x00, 0x90, 0, 0, 0x75,
+        0xf5, 0xff, 0xc9, 0x75, 0xeb, 0xe6, 0x10, 0xf4,
+    ]);
+    board.change(|s| {
+        s.gpr[1] = ROUNDS;
+        s.gpr[3] = OTHER;
+    });
+    let mut second = take_second(&mut board, OTHER);
+    let platform: Arc<dyn Platform> = board.ports.clone();
+    let runs = std::thread::spawn(move || second.run(&platform));
+    let (engine, ports) = (board.engine.clone(), board.ports.clone());
+    let stopper = std::thread::spawn(move || {
+        while ports.writes.lock().unwrap().is_empty() {
+            std::thread::yield_now();
+        }
+        engine.kick(0);
+        engine.kick(1);
+    });
+    assert_eq!(board.run(), Exit::Kicked);
+    stopper.join().unwrap();
+    assert_eq!(runs.join().unwrap(), Exit::Kicked);
+    assert_eq!(board.state().gpr[1], 0);
+}
+
+#[test]
+fn an_instruction_that_ends_outside_of_memory_is_fetched_each_time() {
+    let mut board = Board::long(0);
+    const CROSSING: u64 = 0xdfff;
+    const SECOND: u64 = 0xa000;
+    // ret imm16, whose immediate is in the next page: of a device, which reads as ones; later in
+    // memory.
+    board.write(CROSSING, &[0xc2]);
+    board.write(0xf000, &[0x10, 0]);
+    let entry = PAGE_TABLE + 8 * 0xe;
+    board.set(entry, 0x0800_0007);
+    board.set(STACK, CODE + 0x10);
+    board.set(SECOND, CODE + 0x40);
+    // jmp rax; later: mov esp, SECOND; mov [rcx], rdx; invlpg [rbx]; jmp rax
+    board.write(CODE, &[0xff, 0xe0]);
+    board.write(
+        CODE + 0x10,
+        &[
+            0xbc, 0x00, 0xa0, 0, 0, 0x48, 0x89, 0x11, 0x0f, 0x01, 0x3b, 0xff, 0xe0,
+        ],
+    );
+    board.change(|s| {
+        s.gpr[0] = CROSSING;
+        s.gpr[1] = entry;
+        s.gpr[2] = 0xf007;
+        s.gpr[3] = 0xe000;
+    });
+    let state = board.run_to(&[CODE + 0x10]);
+    assert_eq!(state.gpr[4], STACK + 8 + 0xffff);
+    let state = board.run_to(&[CODE + 0x40]);
+    assert_eq!(state.gpr[4], SECOND + 8 + 0x10);
 }

@@ -1,6 +1,7 @@
 //! SDM vol. 3, chapter 5: access rights.
 
-use super::board::{Board, CODE, DATA, PAGE_TABLE};
+use super::board::{Board, CODE, DATA, HANDLERS, PAGE_TABLE};
+use engine::{Engine, Exit};
 use x86::{Cr0, Cr4, Efer, Rflags};
 
 const WRITABLE: u64 = 2;
@@ -176,4 +177,33 @@ fn sdm_5_10_4_1_invlpg_makes_a_changed_entry_count() {
         s.gpr[0] = 0;
     });
     assert_eq!(board.run_to(&[CODE + 10]).gpr[0], 0x0201);
+}
+
+#[test]
+fn sdm_5_8_an_entry_that_another_processor_takes_away_is_not_marked() {
+    let mut board = Board::long(0);
+    let at = (PAGE_TABLE + 8 * (DATA >> 12)) as usize;
+    // L: invlpg [rbx]; mov [rbx], al; jmp L. The handler of #PF: add rsp, 8; iretq
+    board.code(&[0x0f, 0x01, 0x3b, 0x88, 0x03, 0xeb, 0xf9]);
+    board.write(HANDLERS + 14 * 16, &[0x48, 0x83, 0xc4, 8, 0x48, 0xcf]);
+    board.change(|s| s.gpr[3] = DATA);
+    let (memory, engine) = (board.memory.clone(), board.engine.clone());
+    let other = std::thread::spawn(move || {
+        let ram = memory.ram();
+        let mut marked = 0;
+        for _ in 0..100_000 {
+            ram.exchange(at, DATA | 3);
+            for _ in 0..20 {
+                std::hint::spin_loop();
+            }
+            ram.exchange(at, 0u64);
+            for _ in 0..20 {
+                marked |= ram.load::<u64>(at);
+            }
+        }
+        engine.kick(0);
+        marked
+    });
+    assert_eq!(board.run(), Exit::Kicked);
+    assert_eq!(other.join().unwrap(), 0);
 }
