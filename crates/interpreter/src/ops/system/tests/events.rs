@@ -1,10 +1,11 @@
 //! SDM vol. 3, chapter 7: interrupts and exceptions.
 
 use super::board::{
-    Board, CODE, CODE0, CODE3, DATA0, DATA3, HANDLERS, IDT, KERNEL_STACK, STACK, TSS, TSS_SELECTOR,
+    Board, CODE, CODE0, CODE3, DATA, DATA0, DATA3, HANDLERS, IDT, KERNEL_STACK, STACK, TSS,
+    TSS_SELECTOR,
 };
 use engine::{Engine, Exit};
-use x86::{Activity, DescriptorTable, Rflags, Vector};
+use x86::{Activity, Cr0, DescriptorTable, Rflags, Vector};
 
 const UD2: &[u8] = &[0x0f, 0x0b];
 const GATE_DPL: u64 = 3 << 45;
@@ -235,4 +236,79 @@ fn sdm_6_8_8_hlt_is_woken_by_the_pic() {
     assert_eq!(vector, 0x55);
     assert_eq!(board.word(state.gpr[4]), CODE + 2);
     assert_eq!(state.activity, Activity::Running);
+}
+
+/// Makes the gate of `vector` a 16-bit interrupt gate.
+fn make_16_bit(board: &Board, vector: u64) {
+    board.set_gate(vector, |gate| {
+        gate & !(0xffff << 48 | 15 << 40) | 6 << 40 | 0xdead << 48
+    });
+}
+
+#[test]
+fn sdm_24_4_a_16_bit_interrupt_gate_pushes_words() {
+    let mut board = Board::protected(0);
+    make_16_bit(&board, 13);
+    // mov ds, [the null descriptor's neighbour beyond the limit]: #GP with an error code
+    board.code(&[0xb8, 0xf8, 0x0f, 0, 0, 0x8e, 0xd8]);
+    let (vector, state) = board.run_to_handler();
+    assert_eq!((vector, state.gpr[4]), (13, STACK - 8));
+    let frame = [0, 2, 4, 6].map(|at| board.word(state.gpr[4] + at) as u16);
+    assert_eq!(frame, [0xff8, CODE as u16 + 5, CODE0, 2]);
+}
+
+#[test]
+fn sdm_9_6_a_16_bit_tss_has_stacks_for_16_bit_gates() {
+    let mut board = Board::protected(3);
+    make_16_bit(&board, 6);
+    board.set(TSS, KERNEL_STACK << 16 | u64::from(DATA0) << 32);
+    board.change(|s| {
+        s.tr.access = 0x83;
+        s.tr.limit = 0x2b;
+    });
+    board.code(UD2);
+    let (vector, state) = board.run_to_handler();
+    assert_eq!((vector, state.gpr[4]), (6, KERNEL_STACK - 10));
+    assert_eq!(state.segments[2].selector.0, DATA0);
+    let frame = [0, 2, 4, 6, 8].map(|at| board.word(state.gpr[4] + at) as u16);
+    assert_eq!(frame, [CODE as u16, CODE3, 0x202, STACK as u16, DATA3]);
+    // A 32-bit iret would take them for something else: data16 iret.
+    board.write(state.rip, &[0x66, 0xcf]);
+    let back = board.step();
+    assert_eq!((back.rip, back.gpr[4] as u16), (CODE, STACK as u16));
+    assert_eq!(back.segments[1].selector.0, CODE3);
+}
+
+#[test]
+fn sdm_7_15_alignment_checks_are_for_user_mode_with_am_and_ac() {
+    // mov eax, [rbx]; nop
+    const LOAD: &[u8] = &[0x8b, 0x03, 0x90];
+    for (cpl, am, ac, address, checked) in [
+        (3, true, true, DATA + 1, true),
+        (3, true, true, DATA + 4, false),
+        (3, true, false, DATA + 1, false),
+        (3, false, true, DATA + 1, false),
+        (0, true, true, DATA + 1, false),
+    ] {
+        let mut board = Board::long(cpl);
+        board.change(|s| {
+            s.gpr[3] = address;
+            s.cr0.set(Cr0::AM, am);
+            s.rflags.set(Rflags::AC, ac);
+        });
+        board.code(LOAD);
+        let handler = HANDLERS + 17 * 16;
+        let state = board.run_to(&[CODE + 2, handler]);
+        assert_eq!(
+            state.rip == handler,
+            checked,
+            "{cpl} {am} {ac} {address:#x}"
+        );
+        if checked {
+            assert_eq!(board.word(state.gpr[4]), 0, "the error code");
+            // AC is still set, but the handler is of level 0.
+            board.write(handler, LOAD);
+            assert_eq!(board.step().rip, handler + 2);
+        }
+    }
 }

@@ -197,7 +197,9 @@ fn sdm_5_8_an_entry_that_another_processor_takes_away_is_not_marked() {
                 std::hint::spin_loop();
             }
             ram.exchange(at, 0u64);
+            // As long as a walk may take from its look at the entry to its end.
             for _ in 0..20 {
+                std::hint::spin_loop();
                 marked |= ram.load::<u64>(at);
             }
         }

@@ -323,3 +323,53 @@ fn sdm_22_2_7_virtual_8086_mode_needs_iopl_3() {
         assert_eq!((vector, board.double(state.gpr[4])), (13, 0), "{code:x?}");
     }
 }
+
+#[test]
+fn sdm_9_6_a_16_bit_tss_nests_under_a_32_bit_one() {
+    let mut board = Board::protected(0);
+    board.set_descriptor(FREE, 0x0000_8100_0000_002b | NEW_TSS << 16);
+    let fields = [
+        (14, 0x8100_u16),
+        (16, 2),
+        (18, 0xaaaa),
+        (26, 0xa800),
+        (34, DATA0),
+        (36, CODE0),
+        (38, DATA0),
+        (40, DATA0),
+        (42, 0),
+    ];
+    for (at, value) in fields {
+        board.memory.store(NEW_TSS + at, value).unwrap();
+    }
+    board.code(&lcall(FREE));
+    // mov al, 0xbb; iret; in the old task: nop
+    board.write(CODE + 0x100, &[0xb0, 0xbb, 0xcf]);
+    let new = board.step();
+    assert_eq!(new.rip, CODE + 0x100);
+    assert_eq!((new.gpr[0] as u16, new.gpr[4] as u16), (0xaaaa, 0xa800));
+    assert_eq!(new.segments[4].selector.0, 0, "FS has no place in it");
+    assert!(new.rflags.contains(Rflags::NT));
+    assert_eq!(board.word(NEW_TSS) as u16, TSS_SELECTOR, "linked");
+    assert_eq!(board.double(TSS + 32), CODE as u32 + 7);
+    board.step();
+    let back = board.step();
+    assert_eq!((back.rip, back.gpr[4]), (CODE + 7, STACK));
+    assert_eq!(board.word(NEW_TSS + 18) as u16, 0xaabb);
+    assert_eq!(board.word(NEW_TSS + 14) as u16, 0x8103);
+    assert_eq!(board.word(NEW_TSS + 16) as u16, 2, "without NT");
+}
+
+#[test]
+fn sdm_6_8_3_a_16_bit_call_gate_pushes_words() {
+    let mut board = Board::protected(3);
+    // Type 4: 16-bit call gate; one parameter, of 16 bits.
+    board.set_descriptor(FREE, call_gate(1) & !(15 << 40) | 4 << 40 | 0xdead << 48);
+    board.set(STACK, 0x2222_1111);
+    board.code(&lcall(FREE | 3));
+    let state = board.run_to(&[HANDLERS + 0x400]);
+    assert_eq!(state.gpr[4], KERNEL_STACK - 10);
+    let word = |i: u64| board.word(state.gpr[4] + 2 * i) as u16;
+    let frame = [0, 1, 2, 3, 4].map(word);
+    assert_eq!(frame, [CODE as u16 + 7, CODE3, 0x1111, STACK as u16, DATA3]);
+}
