@@ -115,7 +115,19 @@ impl Cpu {
 
     /// Whether code on the page after `linear`'s is fetched from `page` (offset / 4096).
     fn next_code_page_is(&mut self, linear: u64, page: u32) -> bool {
-        self.tlb.code(self.cpl == 3, next_page(linear)) == Some((page as usize) << PAGE_SHIFT)
+        let next = self.next_page(linear);
+        self.tlb.code(self.cpl == 3, next) == Some((page as usize) << PAGE_SHIFT)
+    }
+
+    /// The first address of the page of code after `linear`'s. Outside 64-bit mode, linear
+    /// addresses have 32 bits.
+    fn next_page(&self, linear: u64) -> u64 {
+        let next = (linear | (PAGE_SIZE as u64 - 1)).wrapping_add(1);
+        if self.is_64bit() {
+            next
+        } else {
+            next & 0xffff_ffff
+        }
     }
 
     /// The linear address of RIP.
@@ -220,7 +232,8 @@ impl Cpu {
             let mut instruction = decode_one(&fetched, at, self.code_size);
             if instruction.is_none() && at == 0 && fetched.len < INSTRUCTION_MAX {
                 // The first instruction may reach into the next page.
-                let page = self.fetch(&mut fetched, next_page(linear), INSTRUCTION_MAX, purpose)?;
+                let next = self.next_page(linear);
+                let page = self.fetch(&mut fetched, next, INSTRUCTION_MAX, purpose)?;
                 decoded.second_page = page.map(|p| p as u32);
                 instruction = decode_one(&fetched, at, self.code_size);
             }
@@ -256,11 +269,6 @@ impl Cpu {
         }
         Ok(decoded)
     }
-}
-
-/// The first address of the page after `linear`'s.
-fn next_page(linear: u64) -> u64 {
-    (linear | (PAGE_SIZE as u64 - 1)).wrapping_add(1)
 }
 
 /// The instruction `at` bytes into `fetched`; an invalid one is [`Instruction::is_invalid`].

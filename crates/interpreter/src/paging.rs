@@ -370,3 +370,21 @@ fn page_address(entry: Entry, shift: u32) -> u64 {
     }
     entry.bits() & ADDRESS
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Bench, Mode};
+
+    #[test]
+    fn sdm_5_8_only_the_entry_that_was_read_is_marked() {
+        let bench = Bench::new(Mode::User64);
+        let (cpu, at) = (&bench.cpu, 0x8000);
+        let read = Entry::from_bits_retain(0x9003);
+        for (now, marked) in [(0x9003, 0x9043), (0, 0), (0xa003, 0xa003), (0x9001, 0x9001)] {
+            cpu.memory.store::<u64>(at, now).unwrap();
+            assert_eq!(cpu.mark_entry(at, read, Entry::DIRTY), now == read.bits());
+            assert_eq!(cpu.memory.load::<u64>(at), Ok(marked));
+        }
+    }
+}

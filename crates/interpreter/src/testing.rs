@@ -11,7 +11,7 @@ use memory::{GuestMemory, Kind, RegionSpec};
 use native::oracle::Layout;
 use std::sync::Arc;
 use x86::cpuid::Table;
-use x86::{Cr0, Cr4, Efer, Exception, Rflags, Segment, Selector, Vector};
+use x86::{Cr0, Cr4, Efer, Exception, Rflags, Segment, Selector, Vector, Xcr0};
 
 /// Where the page tables and the pages they map are in guest-physical memory.
 const TABLES: u64 = 0x1000;
@@ -29,6 +29,8 @@ const INT3: u8 = 0xcc;
 pub(crate) enum Mode {
     /// 64-bit code at CPL 3. Three pages are mapped, where the oracle has them.
     User64,
+    /// 64-bit code at CPL 0, with the same pages.
+    Kernel64,
     /// 32-bit code at CPL 0, without paging.
     Protected32,
     /// 16-bit code in real mode; all segments begin at 0.
@@ -69,7 +71,14 @@ impl Bench {
         };
         bench.store(CODE, &[INT3; 4096]);
         match mode {
-            Mode::User64 => bench.enter_long_mode(Layout::default()),
+            Mode::User64 => {
+                bench.enter_long_mode(Layout::default(), 3);
+                bench.set_segments(0xa0fb, 0xc0f3, u32::MAX);
+            }
+            Mode::Kernel64 => {
+                bench.enter_long_mode(Layout::default(), 0);
+                bench.set_segments(0xa09b, 0xc093, u32::MAX);
+            }
             Mode::Protected32 => {
                 bench.cpu.cr0 = Cr0::PE | Cr0::ET;
                 bench.set_segments(0xc09b, 0xc093, u32::MAX);
@@ -82,7 +91,18 @@ impl Bench {
         bench
     }
 
-    fn enter_long_mode(&mut self, layout: Layout) {
+    /// As [`Bench::new`], with x87, SSE and AVX enabled and the x87 FPU as FNINIT leaves it.
+    pub(crate) fn with_vectors(mode: Mode) -> Self {
+        let mut bench = Self::new(mode);
+        let cpu = &mut bench.cpu;
+        cpu.cr0 |= Cr0::NE | Cr0::MP;
+        cpu.cr4 |= Cr4::OSFXSR | Cr4::OSXMMEXCPT | Cr4::OSXSAVE;
+        cpu.xcr0 = Xcr0::X87 | Xcr0::SSE | Xcr0::AVX;
+        cpu.fpu.state.fpu = native::Fpu::init();
+        bench
+    }
+
+    fn enter_long_mode(&mut self, layout: Layout, cpl: u8) {
         let index = |linear: u64, level: u32| linear >> (12 + 9 * level) & 0x1ff;
         let table = |level: u32| TABLES + u64::from(3 - level) * 0x1000;
         for level in 1..=3 {
@@ -101,22 +121,28 @@ impl Bench {
         cpu.cr3 = TABLES;
         cpu.cr4 = Cr4::PAE;
         cpu.efer = Efer::LME | Efer::LMA;
-        cpu.cpl = 3;
+        cpu.cpl = cpl;
         self.code = layout.code + u64::from(layout.offset);
         self.data = layout.data[0];
-        self.set_segments(0xa0fb, 0xc0f3, u32::MAX);
     }
 
+    /// Loads CS with the access rights `code` and the other segment registers with `data`. Each
+    /// selector's RPL is its segment's DPL; in real mode, selectors are 0 as the bases are.
     fn set_segments(&mut self, code: u16, data: u16, limit: u32) {
-        let segment = |access: u16| Segment {
-            selector: Selector((access >> 5) & 3u16),
+        let protected = self.cpu.cr0.contains(Cr0::PE);
+        let segment = |index: u16, access: u16| Segment {
+            selector: Selector(if protected {
+                index << 3 | access >> 5 & 3
+            } else {
+                0
+            }),
             base: 0,
             limit,
             access,
             unusable: false,
         };
-        self.cpu.segments = [segment(data); 6];
-        self.cpu.segments[1] = segment(code);
+        self.cpu.segments = [segment(3, data); 6];
+        self.cpu.segments[1] = segment(2, code);
         self.cpu.tlb.flush();
         self.cpu.segments_changed();
     }
@@ -136,16 +162,16 @@ impl Bench {
     }
 
     /// Loads from the data pages, `offset` from their start.
-    pub(crate) fn data(&self, offset: u64, bytes: &mut [u8]) {
+    pub(crate) fn data<const N: usize>(&self, offset: u64) -> [u8; N] {
+        let mut bytes = [0; N];
         let gpa = self.physical(self.data) + offset;
-        self.cpu.memory.read(gpa, bytes).expect("memory");
+        self.cpu.memory.read(gpa, &mut bytes).expect("memory");
+        bytes
     }
 
     /// Loads a word from the data pages.
     pub(crate) fn word(&self, offset: u64) -> u64 {
-        let mut bytes = [0; 8];
-        self.data(offset, &mut bytes);
-        u64::from_le_bytes(bytes)
+        u64::from_le_bytes(self.data(offset))
     }
 
     /// Executes the one instruction `bytes`. On an error, [`Cpu::rip`] is that of the instruction.
@@ -157,6 +183,10 @@ impl Bench {
         cpu.exception = None;
         let raised = cpu.decode(self.code, Purpose::Once).and_then(|decoded| {
             cpu.gpr[usize::from(PC)] = self.code;
+            assert!(
+                decoded.ops.len() <= 2,
+                "an instruction and what ends its block"
+            );
             decoded.ops.iter().try_for_each(|op| (op.run)(cpu, op))
         });
         let result = raised.map_err(|_| {
@@ -168,8 +198,16 @@ impl Bench {
     }
 
     /// The vector of the exception that the instruction `bytes` raises.
+    ///
+    /// # Panics
+    ///
+    /// If it raises none and [`Cpu::rip`] is then not that of the instruction after it.
     pub(crate) fn raised(&mut self, bytes: &[u8]) -> Option<Vector> {
-        self.run(bytes).err().map(|exception| exception.vector)
+        let result = self.run(bytes);
+        if result.is_ok() {
+            assert_eq!(self.cpu.rip, self.code + bytes.len() as u64);
+        }
+        result.err().map(|exception| exception.vector)
     }
 
     /// Sets the status flags and DF.

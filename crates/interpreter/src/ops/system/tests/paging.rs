@@ -1,6 +1,8 @@
 //! SDM vol. 3, chapter 5: access rights.
 
-use super::board::{Board, CODE, DATA, HANDLERS, PAGE_TABLE};
+use super::board::{
+    Board, CODE, DATA, FREE, HANDLERS, PAGE_TABLE, STACK, TABLES, TYPE_CODE, flat32,
+};
 use engine::{Engine, Exit};
 use x86::{Cr0, Cr4, Efer, Rflags};
 
@@ -191,10 +193,11 @@ fn sdm_5_8_an_entry_that_another_processor_takes_away_is_not_marked() {
     let other = std::thread::spawn(move || {
         let ram = memory.ram();
         let mut marked = 0;
-        for _ in 0..100_000 {
+        for round in 0..1_000_000 {
             ram.exchange(at, DATA | 3);
-            for _ in 0..20 {
-                std::hint::spin_loop();
+            // Only the first walk finds an entry that is not marked yet.
+            for _ in 0..round % 64 {
+                ram.load::<u64>(at);
             }
             ram.exchange(at, 0u64);
             // As long as a walk may take from its look at the entry to its end.
@@ -208,4 +211,26 @@ fn sdm_5_8_an_entry_that_another_processor_takes_away_is_not_marked() {
     });
     assert_eq!(board.run(), Exit::Kicked);
     assert_eq!(other.join().unwrap(), 0);
+}
+
+#[test]
+fn sdm_3_3_5_code_that_crosses_4_gib_goes_on_at_0_in_compatibility_mode() {
+    let mut board = Board::long(0);
+    // Its base is 0xffff_f000.
+    board.set_descriptor(FREE, flat32(TYPE_CODE) | 0xff << 56 | 0xff_f000 << 16);
+    // The last page below 4 GiB, through tables of its own, is the one at 0xd000; the first above
+    // it is not mapped.
+    let last = TABLES + 0x4000;
+    board.set(TABLES + 0x1000 + 8 * 3, last | 7);
+    board.set(last + 8 * 511, (last + 0x1000) | 7);
+    board.set(last + 0x1000 + 8 * 511, 0xd007);
+    // mov eax, 0x44332211; nop
+    board.write(0xdffe, &[0xb8, 0x11]);
+    board.write(0, &[0x22, 0x33, 0x44, 0x90]);
+    // From 64-bit mode: lret
+    board.set(STACK, 0xffe | u64::from(FREE) << 32);
+    board.code(&[0xcb]);
+    board.step();
+    let state = board.step();
+    assert_eq!((state.rip, state.gpr[0]), (0x1003, 0x4433_2211));
 }

@@ -1,6 +1,6 @@
 //! What is checked before an instruction is executed, clause by clause of the SDM.
 
-use super::{Bench, Mode};
+use crate::testing::{Bench, Mode};
 use x86::{Cr0, Cr4, Vector, Xcr0};
 
 const ADDPS: [u8; 3] = [0x0f, 0x58, 0xc1];
@@ -21,7 +21,7 @@ const GP: Option<Vector> = Some(Vector::GeneralProtection);
 
 #[test]
 fn sdm_2_table_2_21_class_4_legacy_sse() {
-    let mut bench = Bench::new(Mode::Kernel64);
+    let mut bench = Bench::with_vectors(Mode::Kernel64);
     for code in [ADDPS, MOVAPS] {
         assert_eq!(bench.raised(&code), None);
         bench.cpu.cr0 |= Cr0::TS;
@@ -37,7 +37,7 @@ fn sdm_2_table_2_21_class_4_legacy_sse() {
 
 #[test]
 fn sdm_2_table_2_21_class_4_vex() {
-    let mut bench = Bench::new(Mode::Kernel64);
+    let mut bench = Bench::with_vectors(Mode::Kernel64);
     for code in [VADDPS, VMOVAPS] {
         assert_eq!(bench.raised(&code), None);
         // CR0.EM and CR4.OSFXSR are nothing to AVX.
@@ -60,8 +60,8 @@ fn sdm_2_table_2_21_class_4_vex() {
 
 #[test]
 fn sdm_2_2_3_vex_needs_protected_mode() {
-    let mut protected = Bench::new(Mode::Protected32);
-    let mut real = Bench::new(Mode::Real);
+    let mut protected = Bench::with_vectors(Mode::Protected32);
+    let mut real = Bench::with_vectors(Mode::Real);
     for code in [&VADDPS[..], &VMOVAPS, &ANDN] {
         assert_eq!(protected.raised(code), None, "{code:x?}");
         assert_eq!(real.raised(code), UD, "{code:x?}");
@@ -71,7 +71,7 @@ fn sdm_2_2_3_vex_needs_protected_mode() {
 
 #[test]
 fn sdm_1_9_5_mmx() {
-    let mut bench = Bench::new(Mode::Kernel64);
+    let mut bench = Bench::with_vectors(Mode::Kernel64);
     for code in [&PADDB_MM[..], &EMMS] {
         bench.cpu.cr4.remove(Cr4::OSFXSR);
         assert_eq!(bench.raised(code), None);
@@ -92,7 +92,7 @@ fn sdm_1_9_5_mmx() {
 
 #[test]
 fn sdm_3_table_2_2_em_mp_ts() {
-    let mut bench = Bench::new(Mode::Kernel64);
+    let mut bench = Bench::with_vectors(Mode::Kernel64);
     for bits in 0..8 {
         let has = |bit: u32| bits >> bit & 1 != 0;
         let (em, mp, ts) = (has(0), has(1), has(2));
@@ -116,7 +116,7 @@ fn sdm_3_table_2_2_em_mp_ts() {
 
 #[test]
 fn sdm_1_11_5_xm_by_osxmmexcpt() {
-    let mut bench = Bench::new(Mode::Kernel64);
+    let mut bench = Bench::with_vectors(Mode::Kernel64);
     // 0 / 0 with the invalid-operation exception unmasked.
     let divps = [0x0f, 0x5e, 0xc1];
     bench.cpu.fpu.state.mxcsr = 0x1f00;
@@ -128,7 +128,7 @@ fn sdm_1_11_5_xm_by_osxmmexcpt() {
 
 #[test]
 fn sdm_2_table_2_18_class_1_alignment() {
-    let mut bench = Bench::new(Mode::Kernel64);
+    let mut bench = Bench::with_vectors(Mode::Kernel64);
     bench.cpu.gpr[3] = bench.data + 8;
     for code in [
         &[0x0f, 0x28, 0x03][..],   // movaps xmm0, [rbx]
@@ -155,7 +155,7 @@ fn sdm_2_table_2_18_class_1_alignment() {
 
 #[test]
 fn sdm_2_table_2_18_class_1_segments() {
-    let mut bench = Bench::new(Mode::Protected32);
+    let mut bench = Bench::with_vectors(Mode::Protected32);
     bench.cpu.gpr[3] = 0x2000;
     bench.cpu.segments[2].limit = 0x200e;
     bench.cpu.segments[3].limit = 0x200e;
@@ -170,7 +170,7 @@ fn sdm_2_table_2_18_class_1_segments() {
 
 #[test]
 fn sdm_1_10_2_3_reserved_bits_of_mxcsr() {
-    let mut bench = Bench::new(Mode::Kernel64);
+    let mut bench = Bench::with_vectors(Mode::Kernel64);
     bench.cpu.gpr[3] = bench.data;
     let ldmxcsr = [0x0f, 0xae, 0x13];
     bench.set_data(0, &0x1_1f80u32.to_le_bytes());
@@ -184,7 +184,7 @@ fn sdm_1_10_2_3_reserved_bits_of_mxcsr() {
 
 #[test]
 fn a_fault_leaves_registers_and_memory_alone() {
-    let mut bench = Bench::new(Mode::Kernel64);
+    let mut bench = Bench::with_vectors(Mode::Kernel64);
     // The last eight bytes that are mapped, and the first eight that are not.
     bench.cpu.gpr[3] = bench.data + 0x1ff8;
     bench.cpu.fpu.state.ymm = [[0x5a; 32]; 16];
@@ -211,7 +211,7 @@ fn a_fault_leaves_registers_and_memory_alone() {
 
 #[test]
 fn sdm_2_vgather_goes_on_after_a_fault() {
-    let mut bench = Bench::new(Mode::Kernel64);
+    let mut bench = Bench::with_vectors(Mode::Kernel64);
     bench.set_data(0, &0x1111_1111u32.to_le_bytes());
     bench.cpu.gpr[3] = bench.data;
     let state = &mut bench.cpu.fpu.state;
@@ -238,7 +238,7 @@ fn sdm_2_vgather_goes_on_after_a_fault() {
 
 #[test]
 fn sdm_2_vmaskmov_touches_only_what_is_selected() {
-    let mut bench = Bench::new(Mode::Kernel64);
+    let mut bench = Bench::with_vectors(Mode::Kernel64);
     bench.cpu.gpr[3] = bench.data + 0x1ff8;
     bench.cpu.fpu.state.ymm[1] = [0; 32];
     bench.cpu.fpu.state.ymm[1][..8].fill(0xff);
@@ -259,7 +259,7 @@ fn sdm_2_vmaskmov_touches_only_what_is_selected() {
 
 #[test]
 fn what_is_not_shown_is_undefined() {
-    let mut bench = Bench::new(Mode::Kernel64);
+    let mut bench = Bench::with_vectors(Mode::Kernel64);
     for code in [
         &[0x62, 0xf1, 0x74, 0x48, 0x58, 0xc2][..], // vaddps zmm0, zmm1, zmm2
         &[0x62, 0xf1, 0x74, 0x08, 0x58, 0xc2],     // vaddps xmm0, xmm1, xmm2 in EVEX
@@ -274,7 +274,7 @@ fn what_is_not_shown_is_undefined() {
 
 #[test]
 fn the_table_of_operations_is_bounded_by_distinct_instructions() {
-    let mut bench = Bench::new(Mode::Kernel64);
+    let mut bench = Bench::with_vectors(Mode::Kernel64);
     for _ in 0..3 {
         for code in [&ADDPS[..], &VADDPS, &FLD1] {
             assert_eq!(bench.raised(code), None);
@@ -285,7 +285,7 @@ fn the_table_of_operations_is_bounded_by_distinct_instructions() {
 
 #[test]
 fn ever_new_instructions_do_not_fill_the_host() {
-    let mut bench = Bench::new(Mode::Kernel64);
+    let mut bench = Bench::with_vectors(Mode::Kernel64);
     // pshufd with all registers and immediates
     let mut distinct = 0u32;
     while !bench.cpu.vector.is_full() {

@@ -1,8 +1,8 @@
 //! Every vector and x87 instruction of 64-bit code, in random forms on random operands, against
 //! the host CPU. `DOPPEL_CASES` sets the number of cases for each form.
 
-use super::random::Random;
-use super::{Bench, Mode};
+use super::random::Operands;
+use crate::testing::{Bench, Mode, Random};
 use iced_x86::{
     Code, CpuidFeature, Decoder, DecoderOptions, Encoder, EncodingKind, FlowControl, Instruction,
     MemoryOperand, Mnemonic, OpCodeOperandKind, OpKind, Register,
@@ -180,17 +180,17 @@ fn random_case(instruction: &Instruction, random: &mut Random) -> Case {
     let mut case = Case::new(&encode(instruction));
     case.gprs = std::array::from_fn(|_| match random.below(2) {
         0 => random.next(),
-        _ => random.below(40) as u64,
+        _ => random.below(40),
     });
     case.rflags = random.next() & STATUS;
     case.vectors = random.state();
     random.fill(case.data.as_flattened_mut());
     // Aligned, unaligned, across pages, at the end of what is mapped and beyond it.
     let offset = match random.below(8) {
-        0 => random.below(64) as u64,
-        1 => 0xff0 + random.below(16) as u64,
-        2 => 0x1fd0 + random.below(48) as u64,
-        _ => random.below(64) as u64 * 32,
+        0 => random.below(64),
+        1 => 0xff0 + random.below(16),
+        2 => 0x1fd0 + random.below(48),
+        _ => random.below(64) * 32,
     };
     let target = DATA + offset;
     if instruction.memory_base() != Register::None {
@@ -211,7 +211,7 @@ fn random_case(instruction: &Instruction, random: &mut Random) -> Case {
     {
         // Bit 17 exists on AMD's processors, but is not offered to guests.
         operand[2] &= !2;
-        if random.below(2) == 0 {
+        if random.one_in(2) {
             operand[2..].fill(0);
         }
     }
@@ -229,7 +229,7 @@ fn small_indices(instruction: &Instruction, case: &mut Case, random: &mut Random
         if name.contains("herd") { 4 } else { 8 }
     };
     for index in register.chunks_exact_mut(size) {
-        let value = random.below(0x180) as i64 - if random.below(4) == 0 { 0x80 } else { 0 };
+        let value = random.below(0x180) as i64 - if random.one_in(4) { 0x80 } else { 0 };
         index.copy_from_slice(&value.to_le_bytes()[..size]);
     }
 }
@@ -237,7 +237,7 @@ fn small_indices(instruction: &Instruction, case: &mut Case, random: &mut Random
 /// Brings `case` to `bench` and runs it there.
 fn run(bench: &mut Bench, case: &Case) -> Result<(), Exception> {
     bench.cpu.gpr[..16].copy_from_slice(&case.gprs);
-    bench.set_status(case.rflags);
+    bench.set_flags(case.rflags);
     bench.cpu.fpu.state = case.vectors.clone();
     bench.set_data(0, case.data.as_flattened());
     bench.run(&case.code)
@@ -314,6 +314,9 @@ fn difference(
         return Some(format!("{exception:?}, the host {:?}", effect.signal));
     }
     let cpu = &bench.cpu;
+    if cpu.rip != effect.rip {
+        return Some(format!("RIP {:x}, {:x}", cpu.rip, effect.rip));
+    }
     if cpu.gpr[..16] != effect.gprs {
         return Some(format!(
             "registers\n{:x?}\n{:x?}",
@@ -366,7 +369,7 @@ fn difference(
 /// Compares every `step`th of our codes with the host.
 fn compare(from: usize, step: usize) {
     let mut oracle = Oracle::new().expect("ptrace");
-    let mut bench = Bench::new(Mode::User64);
+    let mut bench = Bench::with_vectors(Mode::User64);
     let mut failures = Vec::new();
     let ours = Code::values().filter(|code| is_ours(*code));
     for code in ours.skip(from).step_by(step) {

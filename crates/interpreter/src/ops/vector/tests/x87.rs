@@ -1,6 +1,6 @@
 //! x87 control and the pointers to the last instruction.
 
-use super::{Bench, Mode};
+use crate::testing::{Bench, Mode};
 use x86::Vector;
 
 const FLD1: [u8; 2] = [0xd9, 0xe8];
@@ -15,7 +15,7 @@ fn u32_at(bench: &Bench, offset: u64) -> u32 {
 
 #[test]
 fn sdm_1_8_1_8_pointers_are_those_of_the_last_non_control_instruction() {
-    let mut bench = Bench::new(Mode::Kernel64);
+    let mut bench = Bench::with_vectors(Mode::Kernel64);
     bench.cpu.gpr[3] = bench.data;
     assert_eq!(bench.raised(&FLD1), None);
     let fpu = &bench.cpu.fpu.state.fpu;
@@ -40,7 +40,7 @@ fn sdm_1_8_1_8_pointers_are_those_of_the_last_non_control_instruction() {
 
 #[test]
 fn sdm_1_8_1_9_opcode_of_the_instruction_that_failed() {
-    let mut bench = Bench::new(Mode::Kernel64);
+    let mut bench = Bench::with_vectors(Mode::Kernel64);
     bench.cpu.fpu.state.fpu.fcw = 0x340;
     assert_eq!(bench.raised(&FLD1), None);
     assert_eq!(bench.cpu.fpu.state.fpu.fop, 0);
@@ -55,7 +55,7 @@ fn sdm_1_8_1_9_opcode_of_the_instruction_that_failed() {
 
 #[test]
 fn sdm_1_figure_8_9_environment_32_bit_protected() {
-    let mut bench = Bench::new(Mode::Protected32);
+    let mut bench = Bench::with_vectors(Mode::Protected32);
     bench.cpu.gpr[3] = bench.data;
     assert_eq!(bench.raised(&FLD1), None);
     assert_eq!(bench.raised(&[0xd8, 0x43, 0x10]), None); // fadd dword [ebx + 16]
@@ -71,9 +71,9 @@ fn sdm_1_figure_8_9_environment_32_bit_protected() {
 
 #[test]
 fn sdm_1_figure_8_12_environment_16_bit_real() {
-    let mut bench = Bench::new(Mode::Real);
-    // The code segment begins a little lower, so that pointer and offset differ.
-    bench.cpu.gpr[3] = bench.data;
+    let mut bench = Bench::with_vectors(Mode::Real);
+    // By its selector, the code segment begins a little higher, so that pointer and offset differ.
+    bench.cpu.segments[1].selector.0 = 0x10;
     bench.cpu.segments[3].selector.0 = 0x123;
     bench.cpu.segments[3].base = 0x1230;
     bench.cpu.gpr[3] = bench.data - 0x1230;
@@ -89,7 +89,7 @@ fn sdm_1_figure_8_12_environment_16_bit_real() {
 #[test]
 fn sdm_2_fnsave_and_frstor_keep_everything() {
     for mode in [Mode::Kernel64, Mode::Protected32, Mode::Real] {
-        let mut bench = Bench::new(mode);
+        let mut bench = Bench::with_vectors(mode);
         let base = if mode == Mode::Real { 7 } else { 3 };
         bench.cpu.gpr[3] = bench.data + 0x100;
         for _ in 0..3 {
@@ -110,7 +110,7 @@ fn sdm_2_fnsave_and_frstor_keep_everything() {
 
 #[test]
 fn sdm_1_8_7_an_unmasked_exception_keeps_the_store_back() {
-    let mut bench = Bench::new(Mode::Kernel64);
+    let mut bench = Bench::with_vectors(Mode::Kernel64);
     bench.cpu.gpr[3] = bench.data;
     bench.set_data(0, &[0xee; 8]);
     bench.cpu.fpu.state.fpu.fcw = 0x340;

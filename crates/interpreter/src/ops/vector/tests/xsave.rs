@@ -1,7 +1,7 @@
 //! FXSAVE and the XSAVE family.
 
-use super::random::Random;
-use super::{Bench, Mode};
+use super::random::Operands;
+use crate::testing::{Bench, Mode, Random};
 use native::oracle::{Case, Oracle};
 use native::{Fpu, VectorState};
 use x86::{Cr0, Cr4, Vector, Xcr0};
@@ -20,7 +20,7 @@ const HEADER: u64 = 512;
 
 /// A vCPU whose area is at RBX, with these components in EDX:EAX and something in each of them.
 fn bench(mode: Mode, components: Xcr0) -> Bench {
-    let mut bench = Bench::new(mode);
+    let mut bench = Bench::with_vectors(mode);
     bench.cpu.gpr[3] = bench.data;
     bench.cpu.gpr[0] = components.bits();
     bench.cpu.gpr[2] = 0;
@@ -260,13 +260,13 @@ fn comparable(mut area: [u8; 832]) -> [u8; 832] {
 #[test]
 fn areas_are_those_of_the_host() {
     let mut oracle = Oracle::new().expect("ptrace");
-    let mut bench = Bench::new(Mode::User64);
+    let mut bench = Bench::with_vectors(Mode::User64);
     let mut random = Random::new(5);
     for round in 0..400 {
         let code = random.one_of(&[FXSAVE, FXRSTOR, XSAVE, XSAVEC, XRSTOR]);
         let mut case = Case::new(&code);
         case.vectors = random.state();
-        if random.below(3) == 0 {
+        if random.one_in(3) {
             case.vectors = VectorState::reset();
             case.vectors.fpu = Fpu::init();
             random.fill(&mut case.vectors.ymm[9][16..]);
@@ -278,7 +278,7 @@ fn areas_are_those_of_the_host() {
         area[26..28].fill(0);
         area[512..576].fill(0);
         area[512] = random.next() as u8 & 7;
-        if random.below(2) == 0 {
+        if random.one_in(2) {
             area[520] = random.one_of(&[area[512], 7]);
             area[527] = 0x80;
         }
