@@ -275,3 +275,36 @@ fn an_instruction_that_ends_outside_of_memory_is_fetched_each_time() {
     let state = board.run_to(&[CODE + 0x40]);
     assert_eq!(state.gpr[4], SECOND + 8 + 0x10);
 }
+
+/// Answers as another vCPU begins to decode code from the page of [`DATA`].
+struct Decoder(Arc<memory::GuestMemory>);
+
+impl Platform for Decoder {
+    fn access(&self, _: engine::Access) -> u64 {
+        self.0.watch().watch((DATA >> 12) as usize);
+        0x5a
+    }
+
+    fn end_of_interrupt(&self, _: u8) {}
+
+    fn acknowledge_external(&self) -> u8 {
+        0
+    }
+}
+
+#[test]
+fn ins_into_a_page_that_became_code_meanwhile_is_seen() {
+    let mut board = Board::long(0);
+    // insb; nop
+    board.code(&[0x6c, 0x90]);
+    board.change(|s| s.gpr[7] = DATA);
+    let platform: Arc<dyn Platform> = Arc::new(Decoder(board.memory.clone()));
+    board.vcpus[0].set_debug(&engine::DebugRequest {
+        single_step: true,
+        ..engine::DebugRequest::default()
+    });
+    let exit = board.vcpus[0].run(&platform);
+    assert_eq!(exit, Exit::Debug(engine::Stop::Step));
+    assert_eq!(board.word(DATA) & 0xff, 0x5a);
+    assert!(!board.memory.watch().is_watched((DATA >> 12) as usize));
+}
