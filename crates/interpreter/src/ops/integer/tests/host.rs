@@ -533,15 +533,13 @@ fn interpret(bench: &mut Bench, case: &Case) -> Effect {
     let raised = bench.run(&case.code);
     let mut gprs = [0; 16];
     gprs.copy_from_slice(&bench.cpu.gpr[..16]);
-    let mut data = Box::new([[0; PAGE]; 2]);
-    bench.data(0, data.as_flattened_mut());
     Effect {
         signal: raised.err().as_ref().map(signal),
         rip: bench.cpu.rip,
         gprs,
         rflags: bench.cpu.flags.get().bits(),
         vectors: case.vectors.clone(),
-        data,
+        data: Box::new([bench.data(0), bench.data(PAGE as u64)]),
     }
 }
 
