@@ -1,40 +1,17 @@
 //! Where the guest's consoles are on the host.
 
 use crate::args::ConsoleAt;
+use crate::ending::{Ending, Stdout};
 use crate::keys::{Keys, Typed};
 use anyhow::{Context, Result};
 use machine::{ConsoleInput, Event};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{Read, Write, stdin, stdout};
+use std::io::{Read, Write, stdin};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// Writes to standard output, byte by byte as they come.
-pub(crate) struct Stdout;
-
-impl Write for Stdout {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        stdout().write(bytes)
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        stdout().flush()
-    }
-}
-
-/// Writes to standard error.
-pub(crate) struct Stderr;
-
-impl Write for Stderr {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        std::io::stderr().write(bytes)
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
 
 /// The last of what a console printed: a guest may print for ever.
 #[derive(Clone, Default)]
@@ -122,14 +99,14 @@ pub(crate) enum Source {
 }
 
 /// The one who is connected, if there is one.
-type Peer = Arc<Mutex<Option<UnixStream>>>;
+type Peer = Arc<Mutex<Option<Arc<UnixStream>>>>;
 
 impl Ends {
     /// Opens the console that the user asked for.
-    pub(crate) fn open(at: &ConsoleAt) -> Result<Self> {
+    pub(crate) fn open(at: &ConsoleAt, ending: &Ending) -> Result<Self> {
         match at {
             ConsoleAt::Stdio => Ok(Self {
-                output: Some(Box::new(Stdout)),
+                output: Some(Box::new(Stdout(ending.clone()))),
                 input: Source::Stdin,
             }),
             ConsoleAt::None => Ok(Self {
@@ -145,7 +122,10 @@ impl Ends {
                     )
                 })?;
                 let peer = Peer::default();
-                let output = Box::new(SocketOutput(peer.clone()));
+                let output = Box::new(SocketOutput {
+                    peer: peer.clone(),
+                    ending: ending.clone(),
+                });
                 Ok(Self {
                     output: Some(output),
                     input: Source::Socket(listener, peer),
@@ -206,17 +186,20 @@ impl Write for PtyOutput {
     }
 }
 
-struct SocketOutput(Peer);
+struct SocketOutput {
+    peer: Peer,
+    ending: Ending,
+}
 
 impl Write for SocketOutput {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let mut peer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(stream) = peer.as_mut()
-            && stream.write_all(bytes).is_err()
-        {
-            *peer = None;
-        }
-        Ok(bytes.len())
+        let peer = self.peer.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(stream) = peer.clone() else {
+            return Ok(bytes.len());
+        };
+        // Who has hung up can be written to no more; it is taken away where it is read.
+        drop(peer);
+        Ok(self.ending.write(&*stream, bytes).unwrap_or(bytes.len()))
     }
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
@@ -226,12 +209,18 @@ impl Write for SocketOutput {
 /// Starts the thread that brings `source` to the guest.
 ///
 /// `escapes`: whether Ctrl-a is the monitor's, as on a terminal.
-pub(crate) fn feed(source: Source, input: ConsoleInput, events: Sender<Event>, escapes: bool) {
+pub(crate) fn feed(
+    source: Source,
+    input: ConsoleInput,
+    events: Sender<Event>,
+    ending: Ending,
+    escapes: bool,
+) {
     let name = "console".to_owned();
     let thread = std::thread::Builder::new()
         .name(name)
         .spawn(move || match source {
-            Source::Stdin if escapes => type_in(&input, &events),
+            Source::Stdin if escapes => type_in(&input, &events, &ending),
             Source::Stdin => copy(&mut stdin(), &input),
             Source::File(mut file) => copy(&mut file, &input),
             Source::Socket(listener, peer) => serve(&listener, &peer, &input),
@@ -252,16 +241,16 @@ fn copy(from: &mut dyn Read, input: &ConsoleInput) {
 
 fn serve(listener: &UnixListener, peer: &Peer, input: &ConsoleInput) {
     for stream in listener.incoming() {
-        let Ok(mut stream) = stream else { continue };
-        let output = stream.try_clone().ok();
-        *peer.lock().unwrap_or_else(PoisonError::into_inner) = output;
-        copy(&mut stream, input);
+        let Ok(stream) = stream else { continue };
+        let stream = Arc::new(stream);
+        *peer.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream.clone());
+        copy(&mut &*stream, input);
         *peer.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
 /// Copies what is typed on the terminal, with escapes.
-fn type_in(input: &ConsoleInput, events: &Sender<Event>) {
+fn type_in(input: &ConsoleInput, events: &Sender<Event>, ending: &Ending) {
     let mut keys = Keys::default();
     let mut monitor: Option<crate::monitor::LineEditor> = None;
     let mut buffer = [0; 4096];
@@ -271,9 +260,7 @@ fn type_in(input: &ConsoleInput, events: &Sender<Event>) {
         }
         for typed in keys.sort(&buffer[..len]) {
             match typed {
-                Typed::End => {
-                    let _ = events.send(Event::Quit);
-                }
+                Typed::End => ending.quit(),
                 Typed::Monitor if monitor.is_some() => {
                     monitor = None;
                     crate::monitor::leave();

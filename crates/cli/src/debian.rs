@@ -1,7 +1,7 @@
 //! `doppel run debian`: the guest, and the session in it.
 
 use crate::args::RunArgs;
-use crate::console::Stderr;
+use crate::ending::{Ending, Stderr};
 use crate::progress::Bar;
 use crate::terminal;
 use anyhow::{Context, Result, bail};
@@ -143,6 +143,7 @@ pub(crate) fn outputs(
     reported: &Arc<Reported>,
     console: Option<Box<dyn Write + Send>>,
     log: &crate::console::Log,
+    ending: &Ending,
     verbose: bool,
 ) -> [Option<Box<dyn Write + Send>>; 4] {
     let control: Box<dyn Write + Send> = Box::new(ControlPort::new(reported.clone()));
@@ -150,11 +151,11 @@ pub(crate) fn outputs(
         Session::Shell(_) => [Some(log.tee(console)), None, None, Some(control)],
         Session::Command(_) => {
             let messages: Option<Box<dyn Write + Send>> = if verbose {
-                Some(Box::new(Stderr))
+                Some(Box::new(Stderr(ending.clone())))
             } else {
                 None
             };
-            let errors: Box<dyn Write + Send> = Box::new(Stderr);
+            let errors: Box<dyn Write + Send> = Box::new(Stderr(ending.clone()));
             [
                 Some(log.tee(messages)),
                 console,

@@ -6,6 +6,7 @@
 mod args;
 mod console;
 mod debian;
+mod ending;
 mod engines;
 mod keys;
 mod monitor;

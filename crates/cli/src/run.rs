@@ -1,8 +1,9 @@
 //! `doppel run`.
 
 use crate::args::{Engine, Entry, RunArgs};
-use crate::console::{self, Ends, Log, Source, Stderr};
+use crate::console::{self, Ends, Log, Source};
 use crate::debian::{self, Reported};
+use crate::ending::{Ending, Stderr};
 use crate::monitor::{self, Action};
 use crate::{status, terminal};
 use anyhow::{Context, Result};
@@ -15,7 +16,6 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 /// Runs a virtual machine to its end. Returns the exit status.
@@ -25,19 +25,21 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8> {
         (Some(guest), Some(session)) => debian::payload(args, guest, session)?,
         _ => kernel_payload(args)?,
     };
-    let Ends { output, input } = Ends::open(&args.console)?;
+    let ending = Ending::new().context("can't make an event descriptor")?;
+    let Ends { output, input } = Ends::open(&args.console, &ending)?;
     let log = Log::default();
     let reported = Arc::new(Reported::default());
     let serial = match &session {
-        Some(session) => debian::outputs(session, &reported, output, &log, args.verbose),
+        Some(session) => debian::outputs(session, &reported, output, &log, &ending, args.verbose),
         None => [Some(log.tee(output)), None, None, None],
     };
     let consoles = Consoles {
         serial,
         virtio: None,
-        debug: Some(Box::new(Stderr)),
+        debug: Some(Box::new(Stderr(ending.clone()))),
     };
-    let mut machine = Machine::new(shape(args)?, consoles, trace(args)?)?;
+    let mut machine = Machine::new(shape(args)?, consoles, trace(args, &ending)?)?;
+    ending.tell(machine.events());
     machine.load(payload)?;
     let gdb = args
         .gdb
@@ -47,8 +49,15 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8> {
 
     let from_terminal = matches!(input, Source::Stdin) && terminal::is_interactive();
     let raw = from_terminal.then(terminal::RawMode::enter).flatten();
-    let signal = watch_signals(&machine, session.is_some())?;
-    start_input(&machine, session.as_ref(), &reported, input, from_terminal);
+    watch_signals(&machine, &ending, session.is_some())?;
+    start_input(
+        &machine,
+        session.as_ref(),
+        &reported,
+        input,
+        ending.clone(),
+        from_terminal,
+    );
     if gdb.is_none() {
         machine.resume();
     }
@@ -65,6 +74,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8> {
         policy,
         gdb,
         deadline,
+        ending: &ending,
     }
     .run();
     drop(raw);
@@ -73,7 +83,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8> {
         &machine,
         &log,
         reported.status(),
-        &signal,
+        ending.signal(),
         args.verbose || !one_command,
     );
     if args.stats {
@@ -112,7 +122,7 @@ fn uuid() -> [u8; 16] {
     uuid
 }
 
-fn trace(args: &RunArgs) -> Result<Option<Arc<TraceSink>>> {
+fn trace(args: &RunArgs, ending: &Ending) -> Result<Option<Arc<TraceSink>>> {
     let Some(kinds) = args.trace else {
         return Ok(None);
     };
@@ -122,7 +132,7 @@ fn trace(args: &RunArgs) -> Result<Option<Arc<TraceSink>>> {
                 .with_context(|| format!("can't write the trace to {}", path.display()))?;
             Box::new(std::io::BufWriter::new(file))
         }
-        None => Box::new(Stderr),
+        None => Box::new(Stderr(ending.clone())),
     };
     Ok(Some(Arc::new(TraceSink::new(kinds, output))))
 }
@@ -170,6 +180,7 @@ fn start_input(
     session: Option<&Session>,
     reported: &Arc<Reported>,
     source: Source,
+    ending: Ending,
     escapes: bool,
 ) {
     let ports = &machine.inputs().serial;
@@ -178,19 +189,18 @@ fn start_input(
             debian::feed_pipe(reported.clone(), ports[1].clone());
         }
         Some(Session::Command(_)) => {
-            console::feed(source, ports[1].clone(), machine.events(), escapes);
+            console::feed(source, ports[1].clone(), machine.events(), ending, escapes);
         }
-        _ => console::feed(source, ports[0].clone(), machine.events(), escapes),
+        _ => console::feed(source, ports[0].clone(), machine.events(), ending, escapes),
     }
 }
 
-/// Hears signals on a thread: those that end the machine are kept for the exit status.
-fn watch_signals(machine: &Machine, resizes: bool) -> Result<Arc<AtomicI32>> {
-    let ended_by = Arc::new(AtomicI32::new(0));
+/// Hears signals on a thread.
+fn watch_signals(machine: &Machine, ending: &Ending, resizes: bool) -> Result<()> {
     let mut signals =
         Signals::new([SIGTERM, SIGINT, SIGHUP, SIGWINCH]).context("can't listen for signals")?;
-    let (events, control) = (machine.events(), machine.inputs().serial[3].clone());
-    let seen = ended_by.clone();
+    let control = machine.inputs().serial[3].clone();
+    let ending = ending.clone();
     std::thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
@@ -201,11 +211,10 @@ fn watch_signals(machine: &Machine, resizes: bool) -> Result<Arc<AtomicI32>> {
                     }
                     continue;
                 }
-                seen.store(signal, Ordering::Release);
-                let _ = events.send(Event::Quit);
+                ending.signalled(signal);
             }
         })?;
-    Ok(ended_by)
+    Ok(())
 }
 
 /// Why the machine ended.
@@ -283,6 +292,7 @@ struct Loop<'a> {
     policy: Policy<'a>,
     gdb: Option<GdbServer>,
     deadline: Option<Instant>,
+    ending: &'a Ending,
 }
 
 impl Loop<'_> {
@@ -294,6 +304,7 @@ impl Loop<'_> {
                 .deadline
                 .map(|d| d.saturating_duration_since(Instant::now()));
             let Some(event) = self.machine.wait(left) else {
+                self.ending.release();
                 self.machine.pause();
                 return Ok(End::Timeout);
             };
@@ -357,7 +368,7 @@ fn conclude(
     machine: &Machine,
     log: &Log,
     command: Option<u8>,
-    signal: &AtomicI32,
+    signal: Option<u8>,
     log_was_shown: bool,
 ) -> u8 {
     let show_log = || {
@@ -406,9 +417,6 @@ fn conclude(
             eprintln!("doppel: the time given with --timeout has passed");
             status::TIMEOUT
         }
-        End::Quit => match signal.load(Ordering::Acquire) {
-            0 => status::OK,
-            number => status::SIGNAL + number as u8,
-        },
+        End::Quit => signal.map_or(status::OK, |number| status::SIGNAL + number),
     }
 }

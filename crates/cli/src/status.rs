@@ -28,7 +28,7 @@ Exit status:
   121  triple fault: the guest's CPU shut down
   122  the engine could not go on
   124  the time given with --timeout has passed
-  128+N  signal N ended doppel
+  128+N  signal N ended doppel; 141 is SIGPIPE: nobody reads its output any more
 
 Keys on the console:
   Ctrl-a x  end the machine

@@ -4,8 +4,9 @@
 //! These boot whole machines, one after the other on most hosts: see `.config/nextest.toml`.
 #![expect(clippy::tests_outside_test_module, reason = "an integration test")]
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 /// Seconds after which a guest counts as stuck.
 const TIMEOUT: &str = "300";
@@ -124,4 +125,41 @@ fn power_off_reset_and_panic_each_have_their_status() {
 fn a_timeout_ends_the_machine() {
     let output = run(&["--timeout", "3"], &["sleep", "1000"]);
     assert_eq!(output.status.code(), Some(124), "{output:?}");
+}
+
+#[test]
+fn a_signal_ends_a_machine_whose_output_nobody_takes() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let mut child = doppel(&[], &["yes"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("doppel starts");
+    let output = child.stdout.take().unwrap();
+    rustix::pipe::fcntl_setpipe_size(&output, 4096).unwrap();
+    // It is full when nothing is added any more.
+    let (mut waiting, mut unchanged) = (0, 0);
+    while unchanged < 20 {
+        std::thread::sleep(Duration::from_millis(50));
+        let now = rustix::io::ioctl_fionread(&output).unwrap();
+        unchanged = if now == 0 || now != waiting {
+            0
+        } else {
+            unchanged + 1
+        };
+        waiting = now;
+    }
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
+}
+
+#[test]
+fn a_machine_ends_with_the_reader_of_its_output() {
+    let mut child = doppel(&[], &["yes"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("doppel starts");
+    let mut seen = [0; 4];
+    child.stdout.take().unwrap().read_exact(&mut seen).unwrap();
+    assert_eq!(&seen, b"y\ny\n");
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 13));
 }

@@ -134,3 +134,51 @@ fn one_cpu_goes_on_after_restore() {
 fn two_cpus_go_on_after_restore() {
     goes_on_after_restore(2);
 }
+
+/// The seconds that lines of `text` which start with `name` show, in their order.
+fn seconds(text: &str, name: &str) -> Vec<f64> {
+    text.lines()
+        .filter_map(|line| line.strip_prefix(name)?.split_whitespace().next())
+        .map(|number| number.parse().unwrap())
+        .collect()
+}
+
+#[test]
+fn guest_time_stands_while_paused_and_goes_on() {
+    const PAUSE: Duration = Duration::from_secs(30);
+    // Up to 20 seconds without a word of a CPU is no soft lockup: the pause is longer.
+    let script = "
+        look() { echo up $(cat /proc/uptime); echo rtc $(cat /sys/class/rtc/rtc0/since_epoch); }
+        look; echo first
+        for i in 1 2 3 4; do sleep 0.5; done
+        look
+        dmesg | grep -c -e 'BUG:' -e 'soft lockup' -e 'rcu.*stall' -e 'timekeeping watchdog' \
+            -e 'hung'
+        echo end";
+    let output = Collected::default();
+    let mut machine = fresh(2, &output, &Collected::default());
+    machine.load(payload(script)).unwrap();
+    run_until(&mut machine, &output, "first\n");
+    std::thread::sleep(PAUSE);
+    let start = Instant::now();
+    machine.resume();
+    assert_eq!(machine.wait(Some(PATIENCE)), Some(Event::PowerOff));
+    let ran = start.elapsed().as_secs_f64();
+
+    let text = output.text();
+    let up = seconds(&text, "up ");
+    let passed = up[1] - up[0];
+    // /proc/uptime has hundredths. What the guest did before it was paused is not in `ran`.
+    assert!(
+        passed >= 1.98 && passed < ran + 5.0,
+        "{passed} s, ran {ran} s: {text}"
+    );
+    let rtc = seconds(&text, "rtc ");
+    // The clock with the battery went on; its second may have been about to end.
+    let battery = rtc[1] - rtc[0];
+    assert!(
+        battery >= PAUSE.as_secs_f64() + passed - 1.5,
+        "{battery} s: {text}"
+    );
+    assert!(text.ends_with("\n0\nend\n"), "{text}");
+}
