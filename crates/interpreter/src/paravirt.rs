@@ -2,7 +2,8 @@
 //! clock, and interrupts that end without a write to EOI.
 //!
 //! Machine time and the TSC stand still together while the machine is paused, so kvmclock's page
-//! stays true over a pause and needs no word of it. Its reference point is machine time 0, so
+//! stays true over a pause and needs no word of it: the flag `PVCLOCK_GUEST_STOPPED`, which keeps a
+//! guest's watchdogs quiet when its clock has jumped, is never set. Its reference point is machine time 0, so
 //! that the page of every vCPU with the same TSC is the same.
 
 use crate::cpu::Cpu;
