@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read, Write, stdin};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -85,6 +86,18 @@ impl Write for Tee {
 pub(crate) struct Ends {
     pub(crate) output: Option<Box<dyn Write + Send>>,
     pub(crate) input: Source,
+    /// Kept until the end.
+    pub(crate) socket: Option<SocketFile>,
+}
+
+/// A socket's name in the file system, which goes when this is dropped.
+pub(crate) struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Somebody may have removed it already.
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// Where a console's input comes from.
@@ -108,10 +121,12 @@ impl Ends {
             ConsoleAt::Stdio => Ok(Self {
                 output: Some(Box::new(Stdout(ending.clone()))),
                 input: Source::Stdin,
+                socket: None,
             }),
             ConsoleAt::None => Ok(Self {
                 output: None,
                 input: Source::Nowhere,
+                socket: None,
             }),
             ConsoleAt::Pty => Self::pty().context("can't open a pseudo-terminal"),
             ConsoleAt::Socket(path) => {
@@ -129,6 +144,7 @@ impl Ends {
                 Ok(Self {
                     output: Some(output),
                     input: Source::Socket(listener, peer),
+                    socket: Some(SocketFile(path.clone())),
                 })
             }
         }
@@ -158,6 +174,7 @@ impl Ends {
         Ok(Self {
             output: Some(Box::new(output)),
             input: Source::File(master),
+            socket: None,
         })
     }
 }
@@ -279,6 +296,23 @@ fn type_in(input: &ConsoleInput, events: &Sender<Event>, ending: &Ending) {
                     }
                 },
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sockets_name_goes_with_the_console() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = ConsoleAt::Socket(directory.path().join("console"));
+        let ending = Ending::new().unwrap();
+        for _ in 0..2 {
+            let console = Ends::open(&at, &ending).unwrap();
+            assert!(Ends::open(&at, &ending).is_err(), "it is taken");
+            drop(console);
         }
     }
 }

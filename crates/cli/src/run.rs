@@ -26,7 +26,11 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8> {
         _ => kernel_payload(args)?,
     };
     let ending = Ending::new().context("can't make an event descriptor")?;
-    let Ends { output, input } = Ends::open(&args.console, &ending)?;
+    let Ends {
+        output,
+        input,
+        socket: _socket,
+    } = Ends::open(&args.console, &ending)?;
     let log = Log::default();
     let reported = Arc::new(Reported::default());
     let serial = match &session {
@@ -48,8 +52,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8> {
         .transpose()?;
 
     let from_terminal = matches!(input, Source::Stdin) && terminal::is_interactive();
-    let raw = from_terminal.then(terminal::RawMode::enter).flatten();
     watch_signals(&machine, &ending, session.is_some())?;
+    // From here on a signal that ends us does not leave the terminal raw.
+    let raw = from_terminal.then(terminal::RawMode::enter).flatten();
     start_input(
         &machine,
         session.as_ref(),
