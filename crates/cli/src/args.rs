@@ -106,7 +106,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = parse_console)]
     pub(crate) console: ConsoleAt,
 
-    /// Name of the machine, for messages
+    /// Name of the machine, as ps and top show it
     #[arg(long)]
     pub(crate) name: Option<String>,
 

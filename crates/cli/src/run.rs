@@ -20,6 +20,9 @@ use std::time::{Duration, Instant};
 
 /// Runs a virtual machine to its end. Returns the exit status.
 pub(crate) fn run(args: &RunArgs) -> Result<u8> {
+    if let Some(name) = &args.name {
+        show_name(name);
+    }
     let session = args.guest.is_some().then(|| debian::session(args));
     let payload = match (&args.guest, &session) {
         (Some(guest), Some(session)) => debian::payload(args, guest, session)?,
@@ -95,6 +98,14 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8> {
         eprint!("{}", monitor::statistics(&machine));
     }
     Ok(status)
+}
+
+/// Shows the machine's name as that of the process in ps and top, which cut it to 15 bytes.
+fn show_name(name: &str) {
+    if let Ok(name) = std::ffi::CString::new(format!("doppel:{name}")) {
+        // Only for people to look at: without it, the program's name is there.
+        let _ = rustix::thread::set_name(&name);
+    }
 }
 
 fn shape(args: &RunArgs) -> Result<config::Machine> {
