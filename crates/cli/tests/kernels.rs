@@ -97,7 +97,7 @@ fn guest_time_follows_host_time() {
     assert!(guest >= 300.0, "{guest} s");
     // 1 s per hour, and a second for what a busy host makes of a line's way.
     let drift = (guest - host).abs();
-    println!("guest {guest:.3} s, host {host:.3} s");
+    eprintln!("guest {guest:.3} s, host {host:.3} s");
     assert!(
         drift < 1.0 + 300.0 / 3600.0,
         "guest {guest} s, host {host} s"
