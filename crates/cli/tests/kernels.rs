@@ -156,8 +156,9 @@ fn find(directory: &Path, name: &str) -> Option<std::path::PathBuf> {
 }
 
 fn memtest_passes_its_first_tests(file: &str, entry: &str) {
-    // The names of tests 0 to 4, each shown while it runs.
-    let marks = ["#0 ", "#1 ", "#2 ", "#3 ", "#4 "];
+    // The number of the test that runs, each time the screen is drawn, which is too seldom for
+    // tests 1 and 2. Once test 5 runs, those before it are through.
+    let marks = ["#0 ", "#3 ", "#4 ", "#5 "];
     let text = memtest(file, entry, &marks);
     assert!(
         text.contains("63.6MB"),
