@@ -461,13 +461,7 @@ impl Device for Controller {
         self.settle();
     }
 
-    fn save(&self, instance: &str, out: &mut state::Writer) {
-        out.save(instance, self);
-    }
-
-    fn restore(&mut self, instance: &str, from: &mut state::Reader) -> Result<(), state::Error> {
-        from.restore(instance, self)
-    }
+    device::saved_by_persist!();
 }
 
 #[cfg(test)]

@@ -327,11 +327,5 @@ impl Device for IoApic {
         (*id, *select, *entries) = (0, 0, [Entry::RESET; Self::PINS]);
     }
 
-    fn save(&self, instance: &str, out: &mut state::Writer) {
-        out.save(instance, self);
-    }
-
-    fn restore(&mut self, instance: &str, from: &mut state::Reader) -> Result<(), state::Error> {
-        from.restore(instance, self)
-    }
+    device::saved_by_persist!();
 }

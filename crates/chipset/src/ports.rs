@@ -30,17 +30,7 @@ macro_rules! device_by_persist {
                 self.power_on();
             }
 
-            fn save(&self, instance: &str, out: &mut state::Writer) {
-                out.save(instance, self);
-            }
-
-            fn restore(
-                &mut self,
-                instance: &str,
-                from: &mut state::Reader,
-            ) -> Result<(), state::Error> {
-                from.restore(instance, self)
-            }
+            device::saved_by_persist!();
         }
     };
 }

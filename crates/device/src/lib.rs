@@ -41,6 +41,25 @@ pub trait Device: Send {
     fn restore(&mut self, instance: &str, from: &mut state::Reader) -> Result<(), state::Error>;
 }
 
+/// The saving half of a [`Device`] that is [`state::Persist`]: its one section, under the
+/// instance's name. Stands inside the `impl`, beside `reset`.
+#[macro_export]
+macro_rules! saved_by_persist {
+    () => {
+        fn save(&self, instance: &str, out: &mut ::state::Writer) {
+            out.save(instance, self);
+        }
+
+        fn restore(
+            &mut self,
+            instance: &str,
+            from: &mut ::state::Reader,
+        ) -> Result<(), ::state::Error> {
+            from.restore(instance, self)
+        }
+    };
+}
+
 /// A device that is shared between the bus, the timers and the machine.
 pub type Shared<T> = Arc<Mutex<T>>;
 
