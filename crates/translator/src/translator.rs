@@ -9,12 +9,15 @@ use std::sync::Arc;
 pub struct Options {
     /// Bytes of translated code that each vCPU keeps.
     pub code_cache: usize,
+    /// Whether the host's `perf` is told where translated code is, in `/tmp/perf-PID.map`.
+    pub perf_map: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
             code_cache: 64 << 20,
+            perf_map: false,
         }
     }
 }
