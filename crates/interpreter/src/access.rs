@@ -483,7 +483,7 @@ impl Cpu {
     }
 
     /// Walks the page tables for `linear` and fills the TLB.
-    fn translate(&mut self, linear: u64, intent: Intent, by: Privilege) -> Result<Part> {
+    pub(crate) fn translate(&mut self, linear: u64, intent: Intent, by: Privilege) -> Result<Part> {
         let mapping = self.walk(linear, intent, by)?;
         if let Some(gpa) = self.apic_page(mapping.gpa) {
             return Ok(Part::Device(gpa));

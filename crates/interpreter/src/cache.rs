@@ -15,6 +15,16 @@ const SLOTS: usize = 1 << 16;
 /// Instructions that are kept; when they are used up, everything is decoded anew.
 const OPS_MAX: usize = 1 << 20;
 
+/// How much a block holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Extent {
+    /// As many instructions as may be executed without a look at anything else.
+    Run = 0,
+    /// One instruction.
+    Instruction = 1,
+}
+
 /// A decoded run of instructions.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Block {
@@ -46,12 +56,13 @@ pub(crate) struct Cache {
     pub(crate) flushes: u64,
 }
 
-fn key(offset: usize, size: CodeSize) -> u64 {
-    offset as u64 | (size as u64) << 60
+fn key(offset: usize, size: CodeSize, extent: Extent) -> u64 {
+    offset as u64 | (size as u64) << 60 | (extent as u64) << 62
 }
 
 fn slot(key: u64) -> usize {
-    (key ^ key >> 16) as usize % SLOTS
+    // Bits 60 and up tell apart blocks that begin at one place: they may all be kept.
+    (key ^ key >> 16 ^ key >> 47) as usize % SLOTS
 }
 
 impl Cache {
@@ -68,8 +79,8 @@ impl Cache {
 
     /// The block at `offset` of guest memory.
     #[inline(always)]
-    pub(crate) fn find(&self, offset: usize, size: CodeSize) -> Option<Block> {
-        let key = key(offset, size);
+    pub(crate) fn find(&self, offset: usize, size: CodeSize, extent: Extent) -> Option<Block> {
+        let key = key(offset, size, extent);
         let block = self.slots[slot(key)];
         (block.key == key).then_some(block)
     }
@@ -82,8 +93,14 @@ impl Cache {
     }
 
     /// Keeps `decoded` as the block at `offset`.
-    pub(crate) fn insert(&mut self, offset: usize, size: CodeSize, decoded: &Decoded) -> Block {
-        let key = key(offset, size);
+    pub(crate) fn insert(
+        &mut self,
+        offset: usize,
+        size: CodeSize,
+        extent: Extent,
+        decoded: &Decoded,
+    ) -> Block {
+        let key = key(offset, size, extent);
         let block = self.append(key, decoded);
         let slot = slot(key);
         self.slots[slot] = block;
@@ -158,21 +175,27 @@ mod tests {
     #[test]
     fn blocks_are_found_by_place_and_code_size() {
         let mut cache = Cache::new();
-        cache.insert(0x1234, CodeSize::Bits64, &decoded(3, None));
-        assert_eq!(cache.find(0x1234, CodeSize::Bits64).unwrap().len, 3);
-        assert!(cache.find(0x1234, CodeSize::Bits32).is_none());
-        assert!(cache.find(0x1235, CodeSize::Bits64).is_none());
+        cache.insert(0x1234, CodeSize::Bits64, Extent::Run, &decoded(3, None));
+        assert_eq!(
+            cache
+                .find(0x1234, CodeSize::Bits64, Extent::Run)
+                .unwrap()
+                .len,
+            3
+        );
+        assert!(cache.find(0x1234, CodeSize::Bits32, Extent::Run).is_none());
+        assert!(cache.find(0x1235, CodeSize::Bits64, Extent::Run).is_none());
     }
 
     #[test]
     fn a_write_to_either_page_drops_the_block() {
         for page in [1, 2] {
             let mut cache = Cache::new();
-            cache.insert(0x1ffe, CodeSize::Bits64, &decoded(1, Some(2)));
-            cache.insert(0x3000, CodeSize::Bits64, &decoded(1, None));
+            cache.insert(0x1ffe, CodeSize::Bits64, Extent::Run, &decoded(1, Some(2)));
+            cache.insert(0x3000, CodeSize::Bits64, Extent::Run, &decoded(1, None));
             cache.invalidate(page);
-            assert!(cache.find(0x1ffe, CodeSize::Bits64).is_none());
-            assert!(cache.find(0x3000, CodeSize::Bits64).is_some());
+            assert!(cache.find(0x1ffe, CodeSize::Bits64, Extent::Run).is_none());
+            assert!(cache.find(0x3000, CodeSize::Bits64, Extent::Run).is_some());
         }
     }
 
@@ -180,7 +203,7 @@ mod tests {
     fn the_arena_is_bounded() {
         let mut cache = Cache::new();
         for i in 0..2 * OPS_MAX / 64 {
-            cache.insert(i * 64, CodeSize::Bits16, &decoded(64, None));
+            cache.insert(i * 64, CodeSize::Bits16, Extent::Run, &decoded(64, None));
         }
         assert!(cache.ops.len() <= OPS_MAX);
         assert!(cache.flushes > 0);

@@ -3,6 +3,7 @@
 use crate::flags::Flags;
 use crate::int::{Int, PC, Registers, SLOTS};
 use crate::mailbox::Mailbox;
+use crate::mode::Derived;
 use crate::model::Model;
 use crate::op::Op;
 use crate::ops::VectorTable;
@@ -104,6 +105,8 @@ pub(crate) struct Cpu {
     pub(crate) tlb: Box<Tlb>,
     /// Which of the TLB's views data accesses use: follows CPL, AC, CR0, CR4 and breakpoints.
     pub(crate) view: View,
+    /// What else [`crate::Mode`] tells.
+    pub(crate) derived: Derived,
     pub(crate) ram: Ram,
     pub(crate) memory: Arc<GuestMemory>,
     pub(crate) shared: Arc<Shared>,
@@ -240,6 +243,7 @@ impl Cpu {
             self.bases[SegmentRegister::Cs as usize] = 0;
         }
         self.update_view();
+        self.update_derived();
     }
 
     /// Chooses the TLB view by CPL, AC, CR0, CR4 and breakpoints on data. To be called after any

@@ -1,6 +1,6 @@
 //! From code bytes to blocks of [`Op`]s.
 
-use crate::cache::Block;
+use crate::cache::{Block, Extent};
 use crate::cpu::{CodeSize, Cpu, Result};
 use crate::int::{HIGH, PC, ZERO};
 use crate::op::{Op, Seg};
@@ -22,8 +22,8 @@ pub(crate) const BLOCK_BYTES: usize = 256;
 /// Why code is decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// To be kept: a whole block, from pages that are watched from now on.
-    Keep,
+    /// To be kept, from pages that are watched from now on.
+    Keep(Extent),
     /// To be executed once: one instruction.
     Once,
 }
@@ -46,17 +46,17 @@ pub(crate) struct Decoded {
 }
 
 impl InterpreterVcpu {
-    /// Finds or decodes the block at RIP.
+    /// Finds or decodes the block of this `extent` at RIP.
     ///
     /// # Errors
     /// A fault of the fetch.
     #[inline(always)]
-    pub(crate) fn block(&mut self) -> Result<Block> {
+    pub(crate) fn block(&mut self, extent: Extent) -> Result<Block> {
         let cpu = &mut self.cpu;
         let linear = cpu.linear_rip();
         if let Some(page) = cpu.tlb.code(cpu.cpl == 3, linear)
             && let offset = page + (linear as usize & (PAGE_SIZE - 1))
-            && let Some(block) = self.cache.find(offset, cpu.code_size)
+            && let Some(block) = self.cache.find(offset, cpu.code_size, extent)
             && (cpu.is_64bit() || cpu.within_code_limit(block.bytes.into()))
             && block
                 .second_page
@@ -64,12 +64,12 @@ impl InterpreterVcpu {
         {
             return Ok(block);
         }
-        self.decode_block()
+        self.decode_block(extent)
     }
 
     #[cold]
     #[inline(never)]
-    fn decode_block(&mut self) -> Result<Block> {
+    fn decode_block(&mut self, extent: Extent) -> Result<Block> {
         self.bound_tables();
         let linear = self.cpu.code_linear()?;
         let Some(page) = self.cpu.fetch_page(linear)? else {
@@ -78,19 +78,20 @@ impl InterpreterVcpu {
             return Ok(self.cache.insert_once(&decoded));
         };
         let offset = page + (linear as usize & (PAGE_SIZE - 1));
-        if let Some(block) = self.cache.find(offset, self.cpu.code_size)
+        if let Some(block) = self.cache.find(offset, self.cpu.code_size, extent)
             && (self.cpu.is_64bit() || self.cpu.within_code_limit(block.bytes.into()))
             && block.second_page.is_none()
         {
             return Ok(block);
         }
-        let decoded = self.cpu.decode(linear, Purpose::Keep)?;
+        let decoded = self.cpu.decode(linear, Purpose::Keep(extent))?;
         let room = PAGE_SIZE - (linear as usize & (PAGE_SIZE - 1));
         if usize::from(decoded.bytes) > room && decoded.second_page.is_none() {
             // It ends outside of memory.
             return Ok(self.cache.insert_once(&decoded));
         }
-        Ok(self.cache.insert(offset, self.cpu.code_size, &decoded))
+        let size = self.cpu.code_size;
+        Ok(self.cache.insert(offset, size, extent, &decoded))
     }
 }
 
@@ -151,7 +152,7 @@ impl Cpu {
     ///
     /// # Errors
     /// #PF.
-    fn fetch_page(&mut self, linear: u64) -> Result<Option<usize>> {
+    pub(crate) fn fetch_page(&mut self, linear: u64) -> Result<Option<usize>> {
         let user = self.cpl == 3;
         if let Some(page) = self.tlb.code(user, linear) {
             return Ok(Some(page));
@@ -189,7 +190,7 @@ impl Cpu {
             }
             return Ok(None);
         };
-        if purpose == Purpose::Keep {
+        if let Purpose::Keep(_) = purpose {
             self.watch_code(page >> PAGE_SHIFT);
         }
         self.ram
@@ -198,7 +199,7 @@ impl Cpu {
     }
 
     /// From here on, nobody writes to `page` unseen.
-    fn watch_code(&mut self, page: usize) {
+    pub(crate) fn watch_code(&mut self, page: usize) {
         if self.shared.watch_code(self.index, page) {
             self.tlb.forget_writes();
         }
@@ -211,8 +212,8 @@ impl Cpu {
     /// A fault in the fetch of the first instruction.
     pub(crate) fn decode(&mut self, linear: u64, purpose: Purpose) -> Result<Decoded> {
         let (most_ops, most_bytes) = match purpose {
-            Purpose::Keep => (BLOCK_OPS, BLOCK_BYTES),
-            Purpose::Once => (1, INSTRUCTION_MAX),
+            Purpose::Keep(Extent::Run) => (BLOCK_OPS, BLOCK_BYTES),
+            Purpose::Keep(Extent::Instruction) | Purpose::Once => (1, INSTRUCTION_MAX),
         };
         let mut fetched = Fetched {
             bytes: [0; BLOCK_BYTES + INSTRUCTION_MAX],

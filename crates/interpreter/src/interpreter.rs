@@ -32,6 +32,19 @@ impl Interpreter {
     /// # Errors
     /// If the host does not allow executable memory.
     pub fn create(setup: &Setup) -> Result<(Arc<Self>, Vcpus), NewError> {
+        let (engine, vcpus) = Self::create_vcpus(setup)?;
+        let vcpus = vcpus
+            .into_iter()
+            .map(|vcpu| -> Box<dyn Vcpu> { Box::new(vcpu) });
+        Ok((engine, vcpus.collect()))
+    }
+
+    /// As [`Interpreter::create`], for an engine that runs code of its own and borrows the rest
+    /// from these vCPUs (see `borrow`).
+    ///
+    /// # Errors
+    /// If the host does not allow executable memory.
+    pub fn create_vcpus(setup: &Setup) -> Result<(Arc<Self>, Vec<InterpreterVcpu>), NewError> {
         let native = native::Native::shared()?;
         let count = setup.cpuid.len();
         let lapics: Vec<_> = (0..count as u32)
@@ -47,12 +60,9 @@ impl Interpreter {
         let vcpus = lapics
             .into_iter()
             .enumerate()
-            .map(|(index, lapic)| -> Box<dyn Vcpu> {
-                let cpu = Cpu::new(setup, shared.clone(), lapic, index);
-                Box::new(InterpreterVcpu {
-                    cpu,
-                    cache: Cache::new(),
-                })
+            .map(|(index, lapic)| InterpreterVcpu {
+                cpu: Cpu::new(setup, shared.clone(), lapic, index),
+                cache: Cache::new(),
             });
         let vcpus = vcpus.collect();
         Ok((Arc::new(Self { shared }), vcpus))

@@ -18,6 +18,7 @@
 
 mod access;
 mod apic;
+mod borrow;
 mod cache;
 mod cpu;
 pub mod cpuid;
@@ -28,7 +29,9 @@ mod events;
 mod flags;
 mod int;
 mod interpreter;
+mod journal;
 mod mailbox;
+mod mode;
 mod model;
 mod op;
 mod ops;
@@ -43,5 +46,10 @@ mod testing;
 mod tlb;
 mod vcpu;
 
+pub use borrow::{CodePage, DataPage};
 pub use interpreter::{Interpreter, NewError};
-pub use vcpu::InterpreterVcpu;
+pub use journal::Changes;
+pub use mailbox::{Doorbell, Remote};
+pub use mode::Mode;
+pub use tlb::View;
+pub use vcpu::{InterpreterVcpu, Next};

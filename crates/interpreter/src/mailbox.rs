@@ -2,7 +2,7 @@
 
 use lapic::Inbox;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// The APIC inbox holds something.
@@ -14,6 +14,36 @@ pub(crate) const CODE_WRITTEN: u32 = 1 << 2;
 /// No page may be written through the TLB without a fresh look.
 pub(crate) const FORGET_WRITES: u32 = 1 << 3;
 
+/// Time has passed: the clock is to be read.
+pub(crate) const TIMER: u32 = 1 << 4;
+
+/// What is rung when a vCPU has mail, for an engine whose code looks at a word of its own and not
+/// into the mailbox.
+pub trait Doorbell: Send + Sync {
+    /// The mailbox holds something. Called by any thread, after the request is there: a vCPU that
+    /// silences its bell and then attends misses nothing.
+    fn ring(&self);
+}
+
+/// A handle to one vCPU for its timer.
+#[derive(Clone)]
+pub struct Remote {
+    mailbox: Arc<Mailbox>,
+}
+
+impl Remote {
+    pub(crate) fn new(mailbox: Arc<Mailbox>) -> Self {
+        Self { mailbox }
+    }
+
+    /// Makes the vCPU attend, so that it reads its clock. May be called by a signal handler: it is
+    /// one atomic operation. So it neither rings the [`Doorbell`] nor wakes a vCPU that sleeps,
+    /// which has a timeout of its own.
+    pub fn post_timer(&self) {
+        self.mailbox.requests.fetch_or(TIMER, Ordering::SeqCst);
+    }
+}
+
 /// Requests to one vCPU. Written by anybody, read by its thread.
 pub(crate) struct Mailbox {
     /// Interrupts on their way to the local APIC.
@@ -24,6 +54,7 @@ pub(crate) struct Mailbox {
     pages: Mutex<Vec<usize>>,
     sleep: Mutex<()>,
     wake: Condvar,
+    doorbell: OnceLock<Arc<dyn Doorbell>>,
 }
 
 impl Mailbox {
@@ -35,7 +66,22 @@ impl Mailbox {
             pages: Mutex::default(),
             sleep: Mutex::default(),
             wake: Condvar::new(),
+            doorbell: OnceLock::new(),
         }
+    }
+
+    /// Rings `doorbell` at each request from now on.
+    ///
+    /// # Panics
+    /// If there is one already.
+    pub(crate) fn set_doorbell(&self, doorbell: Arc<dyn Doorbell>) {
+        let is_first = self.doorbell.set(doorbell).is_ok();
+        assert!(is_first, "a vCPU has one doorbell");
+    }
+
+    /// All requests that wait.
+    pub(crate) fn requests(&self) -> u32 {
+        self.requests.load(Ordering::SeqCst)
     }
 
     /// Whether there is any request.
@@ -66,6 +112,10 @@ impl Mailbox {
             // A sleeper looks at the requests under the lock, so this can't fall in between.
             drop(self.sleep.lock().unwrap_or_else(PoisonError::into_inner));
             self.wake.notify_all();
+        }
+        // Also if the request was there before: its vCPU may have silenced the bell since.
+        if let Some(doorbell) = self.doorbell.get() {
+            doorbell.ring();
         }
     }
 

@@ -80,6 +80,7 @@ impl Cpu {
             skip_step_trap: false,
             debug_trap: 0,
             tlb: Tlb::new(),
+            derived: crate::mode::Derived::default(),
             view: View::Supervisor,
             ram: setup.memory.ram().clone(),
             memory: setup.memory.clone(),

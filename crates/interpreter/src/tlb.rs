@@ -9,6 +9,7 @@
 //! for each half of the linear address space, so that a CR3 write keeps the upper half when
 //! everything in it is global, as it is for most kernels.
 
+use crate::journal::Journal;
 use memory::{PAGE_SHIFT, PAGE_SIZE};
 use x86::paging::is_canonical;
 
@@ -24,9 +25,9 @@ const GENERATIONS: u64 = 1 << PAGE_SHIFT;
 const EMPTY: u64 = 0;
 
 /// Who accesses data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub(crate) enum View {
+pub enum View {
     /// CPL 0 to 2, user pages too (no SMAP, or AC is set).
     Supervisor = 0,
     /// CPL 0 to 2 under SMAP: supervisor pages only.
@@ -56,6 +57,8 @@ struct CodeEntry {
 pub(crate) struct Tlb {
     data: [Entry; ENTRIES * VIEWS],
     code: [[CodeEntry; CODE_ENTRIES]; 2],
+    /// For each entry of `code`, whether its page stays over CR3 writes.
+    code_global: [[bool; CODE_ENTRIES]; 2],
     /// Current generation for the lower and the upper half, in place in a tag.
     generation: [u64; 2],
     /// Whether the upper half holds entries that are not global.
@@ -65,6 +68,8 @@ pub(crate) struct Tlb {
     /// larger one: INVLPG anywhere in such a page forgets all of it (SDM vol. 3, 5.10.4.1).
     large: Regions<21>,
     huge: Regions<30>,
+    /// What is forgotten, for copies of entries that are kept elsewhere.
+    pub(crate) journal: Journal,
     pub(crate) misses: u64,
     pub(crate) flushes: u64,
 }
@@ -74,11 +79,13 @@ impl Tlb {
         let mut tlb = Box::new(Self {
             data: [Entry::default(); ENTRIES * VIEWS],
             code: [[CodeEntry::default(); CODE_ENTRIES]; 2],
+            code_global: [[false; CODE_ENTRIES]; 2],
             generation: [0; 2],
             upper_local: false,
             next_generation: 1,
             large: Regions::default(),
             huge: Regions::default(),
+            journal: Journal::default(),
             misses: 0,
             flushes: 0,
         });
@@ -140,6 +147,11 @@ impl Tlb {
         (entry.tag == self.tag(linear)).then_some(entry.page)
     }
 
+    /// Whether the page for which [`Tlb::code`] answers stays over CR3 writes.
+    pub(crate) fn code_is_global(&self, user: bool, linear: u64) -> bool {
+        self.code_global[usize::from(user)][(linear >> PAGE_SHIFT) as usize % CODE_ENTRIES]
+    }
+
     /// Lets code be fetched from the page at `linear`, which is at `page`.
     pub(crate) fn fill_code(&mut self, user: bool, linear: u64, page: usize, global: bool) {
         self.note_filled(linear, global);
@@ -148,6 +160,7 @@ impl Tlb {
             tag: self.tag(linear),
             page,
         };
+        self.code_global[usize::from(user)][slot] = global;
     }
 
     fn note_filled(&mut self, linear: u64, global: bool) {
@@ -167,6 +180,7 @@ impl Tlb {
     /// Forgets everything, global pages too.
     pub(crate) fn flush(&mut self) {
         self.flushes += 1;
+        self.journal.all();
         self.large = Regions::default();
         self.huge = Regions::default();
         self.upper_local = false;
@@ -179,6 +193,7 @@ impl Tlb {
             self.flush();
         } else {
             self.flushes += 1;
+            self.journal.lower();
             // A fresh generation may have emptied the table and restarted both halves.
             let generation = self.fresh_generation();
             self.generation[0] = generation;
@@ -201,6 +216,7 @@ impl Tlb {
 
     /// Forgets the 4 KiB around `linear`.
     pub(crate) fn forget(&mut self, linear: u64) {
+        self.journal.page(linear);
         for view in [View::Supervisor, View::SupervisorOnly, View::User] {
             self.data[Self::slot(view, linear)] = Entry::default();
         }
@@ -212,6 +228,7 @@ impl Tlb {
 
     /// Takes all permissions to write away: a page became code.
     pub(crate) fn forget_writes(&mut self) {
+        self.journal.writes();
         for entry in &mut self.data {
             entry.write = EMPTY;
         }

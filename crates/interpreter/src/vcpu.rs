@@ -1,6 +1,6 @@
 //! The run loop: blocks, and what is looked at between them.
 
-use crate::cache::Cache;
+use crate::cache::{Block, Cache, Extent};
 use crate::cpu::{Cpu, Raised};
 use crate::decode::Purpose;
 use crate::events::{Event, TripleFault};
@@ -30,25 +30,21 @@ pub struct InterpreterVcpu {
 }
 
 /// What [`InterpreterVcpu::attend`] found.
-enum Next {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
     /// Run blocks.
     Blocks,
-    /// Run one instruction, then look again.
+    /// Run one instruction with [`InterpreterVcpu::step`], then look again.
     Instruction,
+    /// [`engine::Vcpu::run`] has to return this.
     Exit(Exit),
 }
 
 impl engine::Vcpu for InterpreterVcpu {
     fn run(&mut self, platform: &Arc<dyn Platform>) -> Exit {
-        let _stands = self.cpu.mailbox.stands_after();
-        self.cpu.platform = Some(platform.clone());
-        self.cpu.stand_up();
-        if self.cpu.clock_page_stale {
-            self.cpu.write_clock_page();
-        }
-        self.cpu.attend();
+        let _stands = self.begin(platform);
         let exit = self.run_guest();
-        self.cpu.platform = None;
+        self.end();
         exit
     }
 
@@ -58,7 +54,7 @@ impl engine::Vcpu for InterpreterVcpu {
 
     fn set_state(&mut self, state: &VcpuState) -> Result<(), state::Invalid> {
         self.cpu.restore(state)?;
-        self.cache.clear();
+        self.forget_code();
         Ok(())
     }
 
@@ -91,7 +87,7 @@ impl engine::Vcpu for InterpreterVcpu {
 impl InterpreterVcpu {
     fn run_guest(&mut self) -> Exit {
         loop {
-            if self.cpu.budget == 0 || self.cpu.mailbox.has_mail() {
+            if self.wants_attention() {
                 match self.attend() {
                     Next::Blocks => {}
                     Next::Instruction => {
@@ -103,26 +99,80 @@ impl InterpreterVcpu {
                     Next::Exit(exit) => return exit,
                 }
             }
-            // It is 0 after the delivery of an event, which asks for another look soon.
-            self.cpu.budget = self.cpu.budget.saturating_sub(1);
-            if self.run_block().is_err()
-                && let Err(fault) = self.cpu.deliver_raised()
-            {
-                return self.shut_down(&fault);
+            if let Err(exit) = self.run_block() {
+                return exit;
             }
         }
     }
 
+    /// First part of [`engine::Vcpu::run`]. Guest instructions may execute until the returned guard
+    /// is dropped. [`InterpreterVcpu::end`] is the last part.
+    pub fn begin(&mut self, platform: &Arc<dyn Platform>) -> impl Drop + use<> {
+        let stands = self.cpu.mailbox.stands_after();
+        self.cpu.platform = Some(platform.clone());
+        self.cpu.stand_up();
+        if self.cpu.clock_page_stale {
+            self.cpu.write_clock_page();
+        }
+        self.cpu.attend();
+        stands
+    }
+
+    /// Last part of [`engine::Vcpu::run`].
+    pub fn end(&mut self) {
+        self.cpu.platform = None;
+    }
+
+    /// Whether [`InterpreterVcpu::attend`] is to be called before guest code goes on.
+    #[inline(always)]
+    pub fn wants_attention(&self) -> bool {
+        self.cpu.budget == 0 || self.cpu.mailbox.has_mail()
+    }
+
+    /// Executes the block at RIP and delivers what it raised.
+    ///
+    /// # Errors
+    /// The exit, after a triple fault.
+    #[inline(always)]
+    pub fn run_block(&mut self) -> Result<(), Exit> {
+        self.run_extent(Extent::Run)
+    }
+
+    /// Executes the one instruction at RIP and delivers what it raised. It is decoded once, and
+    /// kept as blocks are. A repeated string instruction may stop in its middle, with RIP still at
+    /// it. Interrupts, shadows and traps are not looked at: the caller has attended.
+    ///
+    /// # Errors
+    /// The exit, after a triple fault.
+    pub fn run_instruction(&mut self) -> Result<(), Exit> {
+        self.run_extent(Extent::Instruction)
+    }
+
+    #[inline(always)]
+    fn run_extent(&mut self, extent: Extent) -> Result<(), Exit> {
+        // It is 0 after the delivery of an event, which asks for another look soon.
+        self.cpu.budget = self.cpu.budget.saturating_sub(1);
+        let done = match self.block(extent) {
+            Ok(block) => self.execute(&block),
+            Err(raised) => Err(raised),
+        };
+        if done.is_err()
+            && let Err(fault) = self.cpu.deliver_raised()
+        {
+            return Err(self.shut_down(&fault));
+        }
+        Ok(())
+    }
+
     /// Executes the block at RIP. On `Err`, RIP is that of the instruction that raised.
     #[inline(always)]
-    fn run_block(&mut self) -> Result<(), Raised> {
-        let block = self.block()?;
+    fn execute(&mut self, block: &Block) -> Result<(), Raised> {
         let cpu = &mut self.cpu;
         let start = cpu.rip;
         cpu.gpr[crate::int::PC as usize] = start;
         cpu.counters.blocks += 1;
         cpu.counters.instructions += u64::from(block.len);
-        for op in self.cache.ops(&block) {
+        for op in self.cache.ops(block) {
             if (op.run)(cpu, op).is_err() {
                 cpu.rip = cpu.rip_after(start, op.offset.into());
                 return Err(Raised);
@@ -138,8 +188,9 @@ impl InterpreterVcpu {
         Ok(())
     }
 
-    /// Executes one instruction, with debug traps and the instruction trace.
-    fn step(&mut self) -> Option<Exit> {
+    /// Executes one instruction, with debug traps and the instruction trace, and delivers what it
+    /// raised. Returns why the vCPU has to stop, if it does.
+    pub fn step(&mut self) -> Option<Exit> {
         match self.try_step() {
             Ok(()) => {}
             Err(Raised) => {
@@ -190,8 +241,8 @@ impl InterpreterVcpu {
     }
 
     /// Looks at everything that may come between two instructions, in the order of SDM vol. 3,
-    /// table 7-2.
-    fn attend(&mut self) -> Next {
+    /// table 7-2: requests, timers, halts, interrupts, traps, breakpoints.
+    pub fn attend(&mut self) -> Next {
         if let Some(stop) = self.cpu.debug.take_stop() {
             return Next::Exit(Exit::Debug(stop));
         }
@@ -248,6 +299,7 @@ impl InterpreterVcpu {
         if requests & CODE_WRITTEN != 0 {
             for page in self.cpu.mailbox.take_pages() {
                 self.cache.invalidate(page);
+                self.cpu.tlb.journal.code(page);
             }
         }
         if requests & INTERRUPT != 0 {

@@ -217,6 +217,7 @@ fn str(cpu: &mut Cpu, op: &Op) -> Result {
 fn clts(cpu: &mut Cpu, _: &Op) -> Result {
     need_supervisor(cpu)?;
     cpu.cr0 -= Cr0::TS;
+    cpu.update_derived();
     Ok(())
 }
 
@@ -402,6 +403,7 @@ fn xsetbv(cpu: &mut Cpu, _: &Op) -> Result {
         return cpu.general_protection(0);
     }
     cpu.xcr0 = value;
+    cpu.update_derived();
     Ok(())
 }
 
@@ -523,6 +525,7 @@ impl Cpu {
             self.tlb.flush();
         }
         self.update_view();
+        self.update_derived();
         self.attend();
         Ok(())
     }

@@ -348,8 +348,10 @@ impl Cpu {
         };
         self.segments[register as usize] = segment;
         self.bases[register as usize] = segment.base;
-        if register == SegmentRegister::Ss {
-            self.segments_changed();
+        match register {
+            SegmentRegister::Ss => self.segments_changed(),
+            SegmentRegister::Fs | SegmentRegister::Gs => {}
+            _ => self.update_derived(),
         }
         Ok(())
     }
