@@ -161,6 +161,27 @@ impl Apt {
             .ok_or_else(|| Error::NoPackage(name.to_owned()))
     }
 
+    /// The packages `names` and all that they depend on (recommendations left out), each from
+    /// `suite`, if one is given and has it.
+    pub(crate) fn closure(
+        &self,
+        names: &[&str],
+        suite: Option<&str>,
+    ) -> Result<Vec<Candidate>, Error> {
+        let suite = suite.map(|suite| format!("-oAPT::Default-Release={suite}"));
+        let mut arguments = vec!["-qq", "--simulate", "--no-install-recommends"];
+        arguments.extend(suite.as_deref());
+        arguments.push("install");
+        arguments.extend(names);
+        let plan = self.run("apt-get", &arguments, &self.root, true, &mut |_| ())?;
+        let chosen: Vec<String> = plan.lines().filter_map(planned).collect();
+        let found = self.candidates(&chosen)?;
+        if found.len() != chosen.len() {
+            return Err(Error::NoPackage(names.join(", ")));
+        }
+        Ok(found)
+    }
+
     /// Downloads `packages` into the directory `to`, verified. Gives their files, in no order.
     pub(crate) fn download(
         &self,
@@ -308,6 +329,13 @@ fn host_settings(dump: &str) -> String {
         .collect()
 }
 
+/// The package that a line of `apt-get --simulate` installs, as `NAME=VERSION`.
+fn planned(line: &str) -> Option<String> {
+    // Inst NAME (VERSION ARCHIVE [ARCHITECTURE]) [BROKEN]
+    let (name, rest) = line.strip_prefix("Inst ")?.split_once(" (")?;
+    Some(format!("{name}={}", rest.split(' ').next()?))
+}
+
 /// One stanza of `apt-cache show`.
 fn candidate(stanza: &str) -> Option<Candidate> {
     let field = |name: &str| {
@@ -350,6 +378,14 @@ mod tests {
         assert_eq!(found.depends, ["linux-image-6.1.0-56-cloud-amd64", "a"]);
         assert_eq!((found.version.as_str(), found.size), ("6.1.192-2", 1492));
         assert_eq!(candidate("Package: a\nVersion: 1\n"), None);
+    }
+
+    #[test]
+    fn a_plan_names_packages_with_versions() {
+        let line = "Inst libc6 (2.36-9+deb12u14 Debian:12.15/oldstable [amd64]) []";
+        assert_eq!(planned(line).as_deref(), Some("libc6=2.36-9+deb12u14"));
+        assert_eq!(planned("Conf libc6 (2.36 x)"), None);
+        assert_eq!(planned("Inst libc6"), None);
     }
 
     #[test]

@@ -20,39 +20,39 @@ const MTIME: u32 = 0;
 /// Paths are relative to the root, without a leading slash; a directory comes before what is in
 /// it.
 #[derive(Debug, Default)]
-pub(crate) struct Archive {
+pub struct Archive {
     bytes: Vec<u8>,
     inode: u32,
 }
 
 impl Archive {
     /// Adds a directory.
-    pub(crate) fn directory(&mut self, path: &str, permissions: u32) {
+    pub fn directory(&mut self, path: &str, permissions: u32) {
         self.entry(path, S_IFDIR | permissions, (0, 0), &[]);
     }
 
     /// Adds a regular file.
-    pub(crate) fn file(&mut self, path: &str, permissions: u32, content: &[u8]) {
+    pub fn file(&mut self, path: &str, permissions: u32, content: &[u8]) {
         self.entry(path, S_IFREG | permissions, (0, 0), content);
     }
 
     /// Adds a symbolic link at `path` to `target`.
-    pub(crate) fn symlink(&mut self, path: &str, target: &str) {
+    pub fn symlink(&mut self, path: &str, target: &str) {
         self.entry(path, S_IFLNK | 0o777, (0, 0), target.as_bytes());
     }
 
     /// Adds a character device.
-    pub(crate) fn character_device(&mut self, path: &str, permissions: u32, device: (u32, u32)) {
+    pub fn character_device(&mut self, path: &str, permissions: u32, device: (u32, u32)) {
         self.entry(path, S_IFCHR | permissions, device, &[]);
     }
 
     /// Adds a named pipe.
-    pub(crate) fn fifo(&mut self, path: &str, permissions: u32) {
+    pub fn fifo(&mut self, path: &str, permissions: u32) {
         self.entry(path, S_IFIFO | permissions, (0, 0), &[]);
     }
 
     /// The finished archive. Its length is a multiple of 512.
-    pub(crate) fn finish(mut self) -> Vec<u8> {
+    pub fn finish(mut self) -> Vec<u8> {
         self.inode = 0;
         self.entry("TRAILER!!!", 0, (0, 0), &[]);
         self.align(ALIGNMENT);

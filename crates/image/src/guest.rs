@@ -352,6 +352,33 @@ pub fn packages(
     options: &Options,
     progress: &mut dyn Progress,
 ) -> Result<Vec<(String, String)>, Error> {
+    unpacked(to, options, progress, |apt| {
+        names.iter().map(|name| apt.candidate(name)).collect()
+    })
+}
+
+/// As [`packages`], with all that the packages depend on (what they recommend left out). All
+/// come from `suite`, one of [`Options::suites`] or of the sources, if it is given and has them.
+///
+/// # Errors
+/// [`Error`] if a package is not there, or can't be fetched or unpacked.
+pub fn packages_with_dependencies(
+    names: &[&str],
+    suite: Option<&str>,
+    to: &Path,
+    options: &Options,
+    progress: &mut dyn Progress,
+) -> Result<Vec<(String, String)>, Error> {
+    unpacked(to, options, progress, |apt| apt.closure(names, suite))
+}
+
+/// Downloads the packages that `choose` chooses and unpacks them below `to`.
+fn unpacked(
+    to: &Path,
+    options: &Options,
+    progress: &mut dyn Progress,
+    choose: impl FnOnce(&Apt) -> Result<Vec<Candidate>, Error>,
+) -> Result<Vec<(String, String)>, Error> {
     let store = options.store()?;
     let lock = store.lock(progress)?;
     let sources = options.sources();
@@ -365,8 +392,7 @@ pub fn packages(
         }
         Freshness::Daily | Freshness::Now => updated(&store, &sources, progress)?.0,
     };
-    let wanted = names.iter().map(|name| apt.candidate(name));
-    let wanted: Vec<Candidate> = wanted.collect::<Result<_, _>>()?;
+    let wanted = choose(&apt)?;
     let build = store.temporary(&lock)?;
     let files = apt.download(&wanted, build.path(), progress)?;
     progress.report(Event::Stage(Stage::Unpack));

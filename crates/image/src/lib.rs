@@ -25,8 +25,11 @@ mod sources;
 mod store;
 mod version;
 
+pub use cpio::Archive;
 pub use error::Error;
-pub use guest::{Freshness, GuestSpec, KernelChoice, Options, debian, packages};
+pub use guest::{
+    Freshness, GuestSpec, KernelChoice, Options, debian, packages, packages_with_dependencies,
+};
 pub use progress::{Event, Progress, Silent, Stage};
 pub use session::{
     Command, Control, ControlReader, Input, Session, Size, StdinEncoder, Streams, Terminal,

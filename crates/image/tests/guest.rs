@@ -49,6 +49,12 @@ fn any_package_can_be_unpacked() {
     let got = image::packages(&["memtest86+"], &to, &options, &mut image::Silent).unwrap();
     assert_eq!(got[0].0, "memtest86+");
     assert!(to.join("boot").is_dir());
+    let whole = directory.path().join("whole");
+    let got =
+        image::packages_with_dependencies(&["busybox"], None, &whole, &options, &mut image::Silent)
+            .unwrap();
+    assert!(got.iter().any(|(name, _)| name == "libc6"), "{got:?}");
+    assert!(whole.join("bin/busybox").exists() || whole.join("usr/bin/busybox").exists());
     let missing = image::packages(&["no-such-package"], &to, &options, &mut image::Silent);
     assert!(
         matches!(missing, Err(image::Error::NoPackage(_))),
