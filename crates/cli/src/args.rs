@@ -25,9 +25,11 @@ pub(crate) enum Command {
 /// CPU engines by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Engine {
-    /// The fastest that is right on this host
+    /// The translator where it runs, else the interpreter
     Auto,
-    /// x86 in software, instruction by instruction
+    /// x86 translated to x86: the guest's code on the host's CPU, checked and rewritten
+    Translator,
+    /// x86 in software, instruction by instruction: slow, and what the translator is held against
     Interpreter,
 }
 
@@ -94,6 +96,11 @@ pub(crate) struct RunArgs {
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) engine: Engine,
 
+    /// Room for translated code, such as 32M, split between the vCPUs: 1M to 1024M for each
+    /// [default: 64M for each]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) code_cache: Option<u64>,
+
     /// Number of vCPUs
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) cpus: u32,
@@ -136,9 +143,13 @@ pub(crate) struct RunArgs {
     #[arg(long, short)]
     pub(crate) verbose: bool,
 
-    /// Print what the engine counted at the end
+    /// Print what the engine counted, by vCPU, on standard error at the end
     #[arg(long)]
     pub(crate) stats: bool,
+
+    /// Name translated guest code to the host's perf, in /tmp/perf-PID.map
+    #[arg(long)]
+    pub(crate) perf_map: bool,
 }
 
 /// Where the serial console is.

@@ -12,6 +12,7 @@ mod keys;
 mod monitor;
 mod progress;
 mod run;
+mod statistics;
 mod status;
 mod terminal;
 

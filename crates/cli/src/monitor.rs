@@ -1,5 +1,6 @@
 //! The monitor prompt: Ctrl-a c on the console.
 
+use crate::statistics;
 use machine::Machine;
 use std::io::{Write, stdout};
 
@@ -9,7 +10,7 @@ const LINE_BYTES_MAX: usize = 1024;
 
 const HELP: &str = "\
 registers   where each CPU stands
-stats       what the engine counted
+stats       what the engine counted so far
 pause       stop the guest
 resume      let it go on
 reset       press the reset button
@@ -86,7 +87,7 @@ pub(crate) fn execute(machine: &Machine, line: &str) -> Action {
             Action::None
         }
         "stats" => {
-            print(&statistics(machine));
+            print(&statistics::table(machine));
             Action::None
         }
         "pause" | "stop" => Action::Pause,
@@ -106,18 +107,6 @@ pub(crate) fn execute(machine: &Machine, line: &str) -> Action {
         print(PROMPT);
     }
     action
-}
-
-/// The engine's counters as a table.
-pub(crate) fn statistics(machine: &Machine) -> String {
-    let mut text = String::new();
-    for (index, counters) in machine.statistics().iter().enumerate() {
-        text += &format!("vCPU {index} ({})\n", machine.engine_name());
-        for (name, value) in counters {
-            text += &format!("  {name:<22} {value:>15}\n");
-        }
-    }
-    text
 }
 
 /// Prints on a terminal that may be in raw mode.

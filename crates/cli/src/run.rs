@@ -5,7 +5,7 @@ use crate::console::{self, Ends, Log, Source};
 use crate::debian::{self, Reported};
 use crate::ending::{Ending, Stderr};
 use crate::monitor::{self, Action};
-use crate::{status, terminal};
+use crate::{statistics, status, terminal};
 use anyhow::{Context, Result};
 use image::{Session, Streams};
 use machine::{Consoles, Event, GdbServer, Machine, Payload, TraceSink, Visit};
@@ -23,6 +23,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8> {
     if let Some(name) = &args.name {
         show_name(name);
     }
+    let shape = shape(args)?;
     let session = args.guest.is_some().then(|| debian::session(args));
     let payload = match (&args.guest, &session) {
         (Some(guest), Some(session)) => debian::payload(args, guest, session)?,
@@ -45,7 +46,11 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8> {
         virtio: None,
         debug: Some(Box::new(Stderr(ending.clone()))),
     };
-    let mut machine = Machine::new(shape(args)?, consoles, trace(args, &ending)?)?;
+    let mut machine = Machine::new(shape, consoles, trace(args, &ending)?)?;
+    for (name, problem) in machine.passed_over() {
+        let taken = machine.engine_name();
+        eprintln!("doppel: the {name} can't run here, so this is the {taken}: {problem}");
+    }
     ending.tell(machine.events());
     machine.load(payload)?;
     let gdb = args
@@ -95,7 +100,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8> {
         args.verbose || !one_command,
     );
     if args.stats {
-        eprint!("{}", monitor::statistics(&machine));
+        eprint!("{}", statistics::table(&machine));
     }
     Ok(status)
 }
@@ -113,8 +118,11 @@ fn shape(args: &RunArgs) -> Result<config::Machine> {
         name: args.name.clone(),
         engine: match args.engine {
             Engine::Auto => config::EngineKind::Auto,
+            Engine::Translator => config::EngineKind::Translator,
             Engine::Interpreter => config::EngineKind::Interpreter,
         },
+        code_cache: args.code_cache,
+        perf_map: args.perf_map,
         cpus: args.cpus,
         memory: args.memory,
         entry: match args.entry {

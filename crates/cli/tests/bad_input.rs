@@ -195,12 +195,24 @@ fn impossible_shapes_are_refused() {
             &["--kernel", "kernel", &format!("--cpus={cpus}")],
         );
     }
+    for (cpus, size) in [
+        (1, "0"),
+        (1, "1023K"),
+        (1, "1025M"),
+        (4, "3M"),
+        (4, "99999T"),
+    ] {
+        let cpus = format!("--cpus={cpus}");
+        let size = format!("--code-cache={size}");
+        let said = refuse(directory.path(), &["--kernel", "kernel", &cpus, &size]);
+        assert!(said.contains("code cache"), "{said}");
+    }
 }
 
 #[test]
 fn unknown_words_and_options_are_refused() {
     let directory = directory();
-    let cases: [&[&str]; 12] = [
+    let cases: [&[&str]; 15] = [
         &[],
         &["nosuchguest"],
         &[""],
@@ -210,6 +222,9 @@ fn unknown_words_and_options_are_refused() {
         &["--kernel"],
         &["--initrd", "empty"],
         &["--kernel", "kernel", "--engine", "abacus"],
+        &["--kernel", "kernel", "--engine", "kvm"],
+        &["--kernel=kernel", "--engine=interpreter", "--code-cache=8M"],
+        &["--kernel=kernel", "--engine=interpreter", "--perf-map"],
         &["--kernel", "kernel", "--console", "socket="],
         &["--kernel", "kernel", "--entry", "16"],
         &["--kernel", "kernel", "--timeout", "soon"],
@@ -255,6 +270,7 @@ fn random_bytes_as_values_are_refused() {
         "--memory",
         "--cpus",
         "--engine",
+        "--code-cache",
         "--entry",
         "--console",
         "--timeout",

@@ -10,6 +10,12 @@ pub const MEMORY_MIN: u64 = 64 << 20;
 pub const MEMORY_MAX: u64 = 1 << 40;
 /// The most vCPUs.
 pub const CPUS_MAX: u32 = 64;
+/// The least room for translated code, in bytes for each vCPU.
+pub const CODE_CACHE_MIN: u64 = 1 << 20;
+/// The most room for translated code, in bytes for each vCPU: a near jump reaches all of it.
+pub const CODE_CACHE_MAX: u64 = 1 << 30;
+/// The room for translated code if nobody says otherwise, in bytes for each vCPU.
+pub const CODE_CACHE_DEFAULT: u64 = 64 << 20;
 
 /// A value that no machine can have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -20,6 +26,12 @@ pub enum Error {
     /// None or too many.
     #[error("{0} CPUs can't be: give 1 to {CPUS_MAX}")]
     Cpus(u32),
+    /// Too little or too much for so many vCPUs.
+    #[error("a code cache of {0} bytes can't be: give 1M to 1024M times the number of CPUs ({1})")]
+    CodeCache(u64, u32),
+    /// Something that only the translator has, with the interpreter.
+    #[error("the interpreter translates nothing: a code cache or a perf map is the translator's")]
+    NothingTranslated,
 }
 
 /// Which CPU engine runs the guest.
@@ -28,6 +40,8 @@ pub enum EngineKind {
     /// The fastest that is right on this host.
     #[default]
     Auto,
+    /// x86 to x86, translated.
+    Translator,
     /// x86 in software.
     Interpreter,
 }
@@ -51,6 +65,11 @@ pub struct Machine {
     pub name: Option<String>,
     /// Which engine.
     pub engine: EngineKind,
+    /// Bytes of translated code that are kept, [`CODE_CACHE_MIN`] to [`CODE_CACHE_MAX`] for each
+    /// vCPU, which get equal parts; `None` for [`CODE_CACHE_DEFAULT`] each.
+    pub code_cache: Option<u64>,
+    /// Whether the host's `perf` is told where translated code is.
+    pub perf_map: bool,
     /// Number of vCPUs, 1 to [`CPUS_MAX`].
     pub cpus: u32,
     /// Bytes of RAM, [`MEMORY_MIN`] to [`MEMORY_MAX`].
@@ -66,6 +85,8 @@ impl Default for Machine {
         Self {
             name: None,
             engine: EngineKind::Auto,
+            code_cache: None,
+            perf_map: false,
             cpus: 1,
             memory: 1 << 30,
             entry: KernelEntry::Auto,
@@ -87,7 +108,23 @@ impl Machine {
         if !(1..=CPUS_MAX).contains(&self.cpus) {
             return Err(Error::Cpus(self.cpus));
         }
-        Ok(())
+        let for_translator = self.code_cache.is_some() || self.perf_map;
+        if self.engine == EngineKind::Interpreter && for_translator {
+            return Err(Error::NothingTranslated);
+        }
+        let cpus = u64::from(self.cpus);
+        match self.code_cache {
+            Some(bytes) if !(CODE_CACHE_MIN * cpus..=CODE_CACHE_MAX * cpus).contains(&bytes) => {
+                Err(Error::CodeCache(bytes, self.cpus))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Bytes of translated code that each vCPU may keep.
+    pub fn code_cache_per_cpu(&self) -> u64 {
+        self.code_cache
+            .map_or(CODE_CACHE_DEFAULT, |bytes| bytes / u64::from(self.cpus))
     }
 }
 
@@ -125,6 +162,53 @@ mod tests {
                 .validate(),
                 Err(Error::Cpus(cpus))
             );
+        }
+    }
+
+    #[test]
+    fn a_code_cache_is_checked_for_each_cpu_and_split() {
+        let with = |cpus, bytes| Machine {
+            cpus,
+            code_cache: Some(bytes),
+            ..Machine::default()
+        };
+        for cpus in [1, 3, CPUS_MAX] {
+            let (least, most) = (
+                CODE_CACHE_MIN * u64::from(cpus),
+                CODE_CACHE_MAX * u64::from(cpus),
+            );
+            assert_eq!(with(cpus, least).validate(), Ok(()));
+            assert_eq!(with(cpus, least).code_cache_per_cpu(), CODE_CACHE_MIN);
+            assert_eq!(with(cpus, most).validate(), Ok(()));
+            assert_eq!(with(cpus, most).code_cache_per_cpu(), CODE_CACHE_MAX);
+            for bytes in [0, least - 1, most + 1, u64::MAX] {
+                assert_eq!(
+                    with(cpus, bytes).validate(),
+                    Err(Error::CodeCache(bytes, cpus))
+                );
+            }
+        }
+        assert_eq!(Machine::default().code_cache_per_cpu(), CODE_CACHE_DEFAULT);
+    }
+
+    #[test]
+    fn the_interpreter_keeps_no_translated_code() {
+        let interpreter = Machine {
+            engine: EngineKind::Interpreter,
+            ..Machine::default()
+        };
+        assert_eq!(interpreter.validate(), Ok(()));
+        for wrong in [
+            Machine {
+                code_cache: Some(CODE_CACHE_MIN),
+                ..interpreter.clone()
+            },
+            Machine {
+                perf_map: true,
+                ..interpreter
+            },
+        ] {
+            assert_eq!(wrong.validate(), Err(Error::NothingTranslated));
         }
     }
 }

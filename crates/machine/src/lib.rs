@@ -19,6 +19,7 @@
 mod board;
 mod console;
 mod control;
+mod engines;
 mod gdb;
 mod interrupts;
 mod machine;
@@ -30,6 +31,7 @@ mod virtio;
 pub use board::{Consoles, Inputs};
 pub use console::ConsoleInput;
 pub use control::Event;
+pub use engines::{EngineReport, engines};
 pub use gdb::{GdbServer, Handler, Visit};
 pub use machine::{Error, Machine, Payload};
 pub use report::VcpuReport;

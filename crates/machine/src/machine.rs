@@ -2,15 +2,15 @@
 
 use crate::board::{Board, Consoles, Inputs};
 use crate::control::{self, Control, Event, SharedVcpu};
+use crate::engines::{self, Created};
 use crate::report::VcpuReport;
 use crate::snapshot::{MachineV1, Snapshot};
 use crate::trace::TraceSink;
 use boot::{BootPlan, Layout};
 use clock::Clock;
-use config::{EngineKind, KernelEntry};
+use config::KernelEntry;
 use device::lock;
 use engine::{DebugRequest, Engine, Setup, Vcpu};
-use interpreter::Interpreter;
 use memory::GuestMemory;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
@@ -51,6 +51,9 @@ pub enum Error {
     /// The interpreter can't run on this host.
     #[error(transparent)]
     Interpreter(#[from] interpreter::NewError),
+    /// The translator can't run on this host.
+    #[error(transparent)]
+    Translator(#[from] translator::NewError),
     /// The board can't be put together; a mistake of ours.
     #[error("the board can't be put together: {0}")]
     Board(String),
@@ -76,6 +79,7 @@ pub struct Machine {
     memory: Arc<GuestMemory>,
     clock: Clock,
     engine: Arc<dyn Engine>,
+    passed_over: Vec<(&'static str, Error)>,
     vcpus: Vec<SharedVcpu>,
     board: Arc<Board>,
     inputs: Inputs,
@@ -97,18 +101,24 @@ impl Machine {
     ) -> Result<Self, Error> {
         config.validate()?;
         let layout = Layout::new(config.memory)?;
-        let memory = GuestMemory::new(&layout.regions()).map_err(Error::Memory)?;
         let clock = Clock::stopped_at(0);
-        let setup = Setup {
-            memory: memory.clone(),
-            clock: clock.clone(),
-            cpuid: cpuid(&config),
-            tsc_khz: SOFTWARE_TSC_KHZ,
-            tracer: trace
-                .as_ref()
-                .map(|t| (t.clone() as Arc<dyn engine::Tracer>, t.kinds())),
-        };
-        let (engine, vcpus) = create_engine(config.engine, &setup)?;
+        let Created {
+            engine,
+            vcpus,
+            setup,
+            passed_over,
+        } = engines::create(&config, || {
+            Ok(Setup {
+                memory: GuestMemory::new(&layout.regions()).map_err(Error::Memory)?,
+                clock: clock.clone(),
+                cpuid: cpuid(&config),
+                tsc_khz: SOFTWARE_TSC_KHZ,
+                tracer: trace
+                    .as_ref()
+                    .map(|t| (t.clone() as Arc<dyn engine::Tracer>, t.kinds())),
+            })
+        })?;
+        let memory = setup.memory;
         let (control, events) = Control::new(engine.clone(), vcpus.len());
         let (board, inputs) = Board::new(
             &layout,
@@ -127,6 +137,7 @@ impl Machine {
             memory,
             clock,
             engine,
+            passed_over,
             vcpus: vcpus
                 .into_iter()
                 .map(|vcpu| Arc::new(Mutex::new(vcpu)))
@@ -341,6 +352,11 @@ impl Machine {
         self.engine.name()
     }
 
+    /// The faster engines that [`config::EngineKind::Auto`] passed over, and why.
+    pub fn passed_over(&self) -> &[(&'static str, Error)] {
+        &self.passed_over
+    }
+
     /// Input of the consoles.
     pub fn inputs(&self) -> &Inputs {
         &self.inputs
@@ -389,17 +405,6 @@ fn set_state(vcpu: &SharedVcpu, state: &VcpuState) -> Result<(), Error> {
             source,
         })
     })
-}
-
-type Created = (Arc<dyn Engine>, Vec<Box<dyn Vcpu>>);
-
-fn create_engine(kind: EngineKind, setup: &Setup) -> Result<Created, Error> {
-    match kind {
-        EngineKind::Auto | EngineKind::Interpreter => {
-            let (engine, vcpus) = Interpreter::create(setup)?;
-            Ok((engine, vcpus))
-        }
-    }
 }
 
 fn cpuid(config: &config::Machine) -> Vec<x86::cpuid::Table> {

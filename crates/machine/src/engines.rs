@@ -1,0 +1,158 @@
+//! Which engine runs a machine.
+
+use crate::Error;
+use config::EngineKind;
+use engine::{Engine, Setup, Vcpu};
+use interpreter::Interpreter;
+use std::sync::Arc;
+use translator::Translator;
+
+/// The engines that `auto` tries, in this order: the fastest first.
+const KINDS: [EngineKind; 2] = [EngineKind::Translator, EngineKind::Interpreter];
+
+/// An engine of this version, and whether this host can run it.
+#[derive(Debug)]
+pub struct EngineReport {
+    /// The name by which a user selects it.
+    pub name: &'static str,
+    /// Why it can't run here, if it can't.
+    pub problem: Option<Error>,
+}
+
+/// Tries every engine with a small machine. The fastest is the first, and the first that has no
+/// problem is what [`EngineKind::Auto`] takes.
+pub fn engines() -> Vec<EngineReport> {
+    KINDS.map(report).into()
+}
+
+fn report(kind: EngineKind) -> EngineReport {
+    let config = config::Machine {
+        engine: kind,
+        code_cache: (kind == EngineKind::Translator).then_some(config::CODE_CACHE_MIN),
+        memory: config::MEMORY_MIN,
+        ..config::Machine::default()
+    };
+    EngineReport {
+        name: name(kind),
+        problem: crate::Machine::new(config, crate::Consoles::default(), None).err(),
+    }
+}
+
+fn name(kind: EngineKind) -> &'static str {
+    match kind {
+        EngineKind::Auto => "auto",
+        EngineKind::Translator => "translator",
+        EngineKind::Interpreter => "interpreter",
+    }
+}
+
+/// An engine with its vCPUs.
+pub(crate) struct Created {
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) vcpus: Vec<Box<dyn Vcpu>>,
+    /// What the engine was made from.
+    pub(crate) setup: Setup,
+    /// Engines that were passed over, and why.
+    pub(crate) passed_over: Vec<(&'static str, Error)>,
+}
+
+/// Makes the engine that `config` names, or the fastest that runs here. Each try gets a `setup`
+/// of its own, since a memory belongs to the engine that observes it.
+pub(crate) fn create(
+    config: &config::Machine,
+    mut setup: impl FnMut() -> Result<Setup, Error>,
+) -> Result<Created, Error> {
+    let kinds = match &config.engine {
+        EngineKind::Auto => &KINDS[..],
+        kind => std::slice::from_ref(kind),
+    };
+    let ((engine, vcpus, setup), passed_over) = first(kinds, |kind| {
+        let setup = setup()?;
+        let (engine, vcpus) = create_one(kind, config, &setup)?;
+        Ok((engine, vcpus, setup))
+    })?;
+    let passed_over = passed_over.into_iter();
+    Ok(Created {
+        engine,
+        vcpus,
+        setup,
+        passed_over: passed_over
+            .map(|(kind, error)| (name(kind), error))
+            .collect(),
+    })
+}
+
+/// What `make` makes of the first of `kinds` that it can, and those before, with their errors.
+fn first<T, E>(
+    kinds: &[EngineKind],
+    mut make: impl FnMut(EngineKind) -> Result<T, E>,
+) -> Result<(T, Vec<(EngineKind, E)>), E> {
+    let (last, others) = kinds.split_last().expect("there is an engine to try");
+    let mut passed_over = Vec::new();
+    for kind in others {
+        match make(*kind) {
+            Ok(made) => return Ok((made, passed_over)),
+            Err(error) => passed_over.push((*kind, error)),
+        }
+    }
+    Ok((make(*last)?, passed_over))
+}
+
+type Parts = (Arc<dyn Engine>, Vec<Box<dyn Vcpu>>);
+
+fn create_one(kind: EngineKind, config: &config::Machine, setup: &Setup) -> Result<Parts, Error> {
+    match kind {
+        EngineKind::Translator => {
+            let options = translator::Options {
+                code_cache: config.code_cache_per_cpu() as usize,
+                perf_map: config.perf_map,
+            };
+            let (engine, vcpus) = Translator::create(setup, &options)?;
+            Ok((engine, vcpus))
+        }
+        EngineKind::Interpreter => {
+            let (engine, vcpus) = Interpreter::create(setup)?;
+            Ok((engine, vcpus))
+        }
+        EngineKind::Auto => unreachable!("`create` has resolved it"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_takes_the_first_that_runs_and_says_why_not_the_others() {
+        let all = first::<_, ()>(&KINDS, Ok);
+        assert_eq!(all, Ok((EngineKind::Translator, Vec::new())));
+        let refuse = |refused: &'static [EngineKind]| {
+            move |kind| {
+                if refused.contains(&kind) {
+                    Err(format!("no {}", name(kind)))
+                } else {
+                    Ok(kind)
+                }
+            }
+        };
+        let interpreter = first(&KINDS, refuse(&[EngineKind::Translator]));
+        let reason = (EngineKind::Translator, "no translator".to_owned());
+        assert_eq!(interpreter, Ok((EngineKind::Interpreter, vec![reason])));
+        let none = first(&KINDS, refuse(&KINDS));
+        assert_eq!(none, Err("no interpreter".to_owned()));
+    }
+
+    #[test]
+    fn a_machine_has_the_engine_that_was_asked_for() {
+        for kind in KINDS {
+            let config = config::Machine {
+                engine: kind,
+                memory: config::MEMORY_MIN,
+                ..config::Machine::default()
+            };
+            let machine = crate::Machine::new(config, crate::Consoles::default(), None).unwrap();
+            assert_eq!(machine.engine_name(), name(kind));
+            assert!(machine.passed_over().is_empty());
+        }
+    }
+}
