@@ -101,7 +101,7 @@ impl Machine {
     ) -> Result<Self, Error> {
         config.validate()?;
         let layout = Layout::new(config.memory)?;
-        let clock = Clock::stopped_at(0);
+        let clock = Clock::following_tsc(native::time_stamp, 0);
         let Created {
             engine,
             vcpus,

@@ -44,6 +44,7 @@ mod state;
 mod stub;
 #[cfg(test)]
 mod tests;
+mod time_stamp;
 
 pub use features::Features;
 pub use frame::{Frame, SCRATCH_BYTES};
@@ -52,3 +53,4 @@ pub use policy::{Memory, Refusal, Unit};
 pub use pool::{Error, Native, Operation};
 pub use routine::{Outcome, Routine};
 pub use state::{Fpu, MXCSR_MASK, MXCSR_RESET, VectorState};
+pub use time_stamp::time_stamp;
