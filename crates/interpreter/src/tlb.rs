@@ -17,7 +17,7 @@ const ENTRIES: usize = 1024;
 const CODE_ENTRIES: usize = 512;
 const VIEWS: usize = 4;
 /// Words of a set of [`Regions`].
-const REGION_WORDS: usize = 32;
+const REGION_WORDS: usize = 256;
 /// Where the generation begins in a tag: above the 52 bits of a page number.
 const GENERATION_SHIFT: u32 = 64 - PAGE_SHIFT;
 const GENERATIONS: u64 = 1 << PAGE_SHIFT;
@@ -251,14 +251,23 @@ impl Tlb {
 
 /// A set of regions of `1 << SHIFT` bytes of the linear address space. It may answer that it has a
 /// region which it has not, never the other way round.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct Regions<const SHIFT: u32>([u64; REGION_WORDS]);
+
+impl<const SHIFT: u32> Default for Regions<SHIFT> {
+    fn default() -> Self {
+        Self([0; REGION_WORDS])
+    }
+}
 
 impl<const SHIFT: u32> Regions<SHIFT> {
     fn place(linear: u64) -> (usize, u64) {
-        // Multiplicative hashing: 2^64 divided by the golden ratio.
-        let hash = (linear >> SHIFT).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        ((hash >> 58) as usize % REGION_WORDS, 1 << (hash >> 40 & 63))
+        // Multiplicative hashing: 2^64 divided by the golden ratio. Twice, since once leaves the
+        // distance of two runs of regions as it is, so that most may coincide.
+        const RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
+        let once = (linear >> SHIFT).wrapping_mul(RATIO);
+        let hash = (once ^ once >> 32).wrapping_mul(RATIO);
+        ((hash >> 56) as usize % REGION_WORDS, 1 << (hash >> 50 & 63))
     }
 
     fn insert(&mut self, linear: u64) {
@@ -331,6 +340,18 @@ mod tests {
             tlb.flush_page(0x3f_f000);
             assert_eq!(tlb.read(View::Supervisor, 0x20_5000, 1), None, "{shift}");
         }
+    }
+
+    #[test]
+    fn a_small_page_is_rarely_taken_for_part_of_a_large_one() {
+        let mut regions = Regions::<21>::default();
+        // A kernel's map of 2 GiB of memory.
+        let mapped = (0..1024).map(|n| 0xffff_8880_0000_0000 + (n << 21));
+        mapped.clone().for_each(|linear| regions.insert(linear));
+        assert!(mapped.clone().all(|linear| regions.contains(linear)));
+        let others = (0..1024u64).map(|n| 0x7f00_0000_0000 + (n << 21));
+        let wrong = others.filter(|linear| regions.contains(*linear)).count();
+        assert!(wrong < 100, "{wrong} of 1024");
     }
 
     #[test]

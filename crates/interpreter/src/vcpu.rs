@@ -2,7 +2,6 @@
 
 use crate::cache::{Block, Cache, Extent};
 use crate::cpu::{Cpu, Raised};
-use crate::decode::Purpose;
 use crate::events::{Event, TripleFault};
 use crate::mailbox::{CODE_WRITTEN, FORGET_WRITES, INTERRUPT, KICK};
 use engine::{DebugRequest, Exit, Platform, Stop};
@@ -164,7 +163,7 @@ impl InterpreterVcpu {
         Ok(())
     }
 
-    /// Executes the block at RIP. On `Err`, RIP is that of the instruction that raised.
+    /// Executes `block`, which is at RIP. On `Err`, RIP is that of the instruction that raised.
     #[inline(always)]
     fn execute(&mut self, block: &Block) -> Result<(), Raised> {
         let cpu = &mut self.cpu;
@@ -206,7 +205,6 @@ impl InterpreterVcpu {
     }
 
     fn try_step(&mut self) -> Result<(), Raised> {
-        self.bound_tables();
         let cpu = &mut self.cpu;
         let shadows = (cpu.sti_shadow, cpu.ss_shadow);
         let trap = cpu.flags.system().contains(Rflags::TF);
@@ -218,17 +216,9 @@ impl InterpreterVcpu {
         if cpu.trace.contains(engine::Kinds::INSTRUCTIONS) {
             cpu.trace_instruction(linear);
         }
-        let decoded = cpu.decode(linear, Purpose::Once)?;
-        let start = cpu.rip;
-        cpu.gpr[crate::int::PC as usize] = start;
-        cpu.counters.instructions += 1;
-        for op in &decoded.ops {
-            if (op.run)(cpu, op).is_err() {
-                cpu.rip = cpu.rip_after(start, op.offset.into());
-                return Err(Raised);
-            }
-        }
-        cpu.stop = false;
+        let block = self.block(Extent::Instruction)?;
+        self.execute(&block)?;
+        let cpu = &mut self.cpu;
         // Each shadow lasts for one instruction; STI after STI does not renew it.
         if shadows.0 {
             cpu.sti_shadow = false;

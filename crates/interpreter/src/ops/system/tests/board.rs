@@ -1,6 +1,6 @@
 //! vCPUs with tables in memory, in the modes that tests begin in.
 
-use crate::Interpreter;
+use crate::{Interpreter, InterpreterVcpu};
 use clock::Clock;
 use engine::{Access, DebugRequest, Engine, Exit, Platform, Setup, Space, Stop, Vcpu};
 use memory::{GuestMemory, Kind, RegionSpec};
@@ -78,7 +78,7 @@ pub(super) struct Board {
     pub(super) memory: Arc<GuestMemory>,
     pub(super) clock: Clock,
     pub(super) engine: Arc<Interpreter>,
-    pub(super) vcpus: Vec<Box<dyn Vcpu>>,
+    pub(super) vcpus: Vec<InterpreterVcpu>,
     pub(super) ports: Arc<Ports>,
 }
 
@@ -99,7 +99,7 @@ impl Board {
             tsc_khz: 1_000_000,
             tracer: None,
         };
-        let (engine, vcpus) = Interpreter::create(&setup).unwrap();
+        let (engine, vcpus) = Interpreter::create_vcpus(&setup).unwrap();
         let board = Self {
             memory,
             clock,

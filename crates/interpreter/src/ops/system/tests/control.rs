@@ -1,6 +1,7 @@
 //! SDM vol. 3, chapters 2 and 10: control registers, mode switches, MSRs, CPUID.
 
 use super::board::{Board, CODE, DATA, GDT, STACK, TABLES, TSS, TYPE_CODE, TYPE_DATA, flat32};
+use engine::Vcpu;
 use x86::{Cr0, Cr4, Efer, Rflags};
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::board::{Board, CODE, DATA, HANDLERS, PAGE_TABLE, STACK};
 use clock::Clock;
-use engine::{Engine, Exit, Platform};
+use engine::{Engine, Exit, Platform, Vcpu};
 use std::sync::Arc;
 use x86::{Activity, msr};
 
@@ -199,7 +199,7 @@ fn a_saved_vcpu_goes_on_in_another_engine() {
 }
 
 /// A second vCPU in the state of the first, but for its local APIC.
-fn take_second(board: &mut Board, rip: u64) -> Box<dyn engine::Vcpu> {
+fn take_second(board: &mut Board, rip: u64) -> crate::InterpreterVcpu {
     let mut second = board.vcpus.pop().unwrap();
     let mut state = board.state();
     state.apic = second.state().apic;

@@ -2,6 +2,7 @@
 //! runs to a breakpoint, and the state there is looked at.
 
 mod board;
+mod borrow;
 mod control;
 mod debug;
 mod events;

@@ -99,6 +99,7 @@ impl Case {
             CODE + 2
         };
         let page_fault = 0x6000 + 14 * 16;
+        self.ask_for_page(&mut board);
         let state = board.run_to(&[ended, page_fault]);
         if self.is_allowed() {
             assert_eq!(state.rip, ended, "{self:?}");
@@ -107,6 +108,21 @@ impl Case {
             assert_eq!(board.word(state.gpr[4]), self.error_code(), "{self:?}");
             assert_eq!(state.cr2, DATA, "{self:?}");
         }
+    }
+
+    /// Another engine that asks for the page gets it where the access is allowed.
+    fn ask_for_page(&self, board: &mut Board) {
+        let before = board.state();
+        let vcpu = &mut board.vcpus[0];
+        let offset = match self.access {
+            Access::Fetch => vcpu.code_page(DATA).map(|page| page.offset),
+            access => vcpu
+                .data_page(DATA, access == Access::Write)
+                .map(|page| page.offset),
+        };
+        let expected = self.is_allowed().then_some(DATA as usize);
+        assert_eq!(offset, expected, "{self:?}");
+        assert_eq!(board.state(), before, "{self:?}");
     }
 }
 
