@@ -3,7 +3,7 @@
 //!
 //! Such an engine keeps copies: of TLB entries ([`InterpreterVcpu::data_page`]) and of what it made
 //! from code ([`InterpreterVcpu::code_page`]). Whatever the interpreter does for it may make them
-//! stale, so after each call that executes, attends or asks for a page it takes the
+//! stale, so after each call that begins, executes, attends or asks for a page it takes the
 //! [`Changes`], if there are any, before it uses a copy again.
 
 use crate::access::Part;

@@ -11,6 +11,9 @@
 //!    on a miss the page walk (`paging`).
 //! 5. A fault is recorded in the `cpu::Cpu`, and delivered by `events`.
 //!
+//! An engine that runs code of its own may borrow all of this (`borrow`): events, rare
+//! instructions, page tables, and the truth about code.
+//!
 //! Integer instructions are Rust. Data instructions on x87, MMX and vector registers are executed
 //! by the host CPU through the crate `native`, which is exact by construction. There is no unsafe
 //! code here.
