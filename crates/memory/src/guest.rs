@@ -127,6 +127,11 @@ impl Ram {
         unsafe { self.base.as_ptr().add(offset) }
     }
 
+    /// The host address of offset 0, for code that bounds its accesses by itself.
+    pub fn address(&self) -> usize {
+        self.base.as_ptr() as usize
+    }
+
     /// The length of the mapping, in bytes.
     pub fn len(&self) -> usize {
         self.len

@@ -40,6 +40,7 @@ pub mod oracle;
 mod policy;
 mod pool;
 mod routine;
+pub mod signal;
 mod state;
 mod stub;
 #[cfg(test)]
@@ -49,7 +50,7 @@ mod time_stamp;
 pub use features::Features;
 pub use frame::{Frame, SCRATCH_BYTES};
 pub use masked::{Gather, MaskedMove};
-pub use policy::{Memory, Refusal, Unit};
+pub use policy::{Memory, Refusal, Unit, inspect};
 pub use pool::{Error, Native, Operation};
 pub use routine::{Outcome, Routine};
 pub use state::{Fpu, MXCSR_MASK, MXCSR_RESET, VectorState};

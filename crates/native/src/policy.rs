@@ -505,6 +505,15 @@ pub(crate) fn analyse(instruction: &Instruction) -> Result<(Shape, Binding), Ref
     analysis.finish()
 }
 
+/// Which unit executes `instruction`, if it may run on the host at all. A binary translator, which
+/// places its memory operand by itself, asks no more.
+///
+/// # Errors
+/// Why it may not.
+pub fn inspect(instruction: &Instruction) -> Result<Unit, Refusal> {
+    analyse(instruction).map(|(shape, _)| shape.unit)
+}
+
 /// [`analyse`]'s work in progress.
 struct Analysis<'a> {
     source: &'a Instruction,

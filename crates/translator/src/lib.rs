@@ -1,5 +1,20 @@
 //! The binary translator: 64-bit and 32-bit x86 guests on x86 hosts, without /dev/kvm.
 
+mod asm;
+mod block;
+mod code_memory;
+mod context;
+mod emit;
+mod gate;
+mod lookup;
+mod mode;
+mod perf_map;
+mod plan;
+mod signals;
+mod store;
+mod timer;
 mod translator;
+mod vcpu;
+mod vectors;
 
 pub use translator::{NewError, Options, Translator};

@@ -1,7 +1,9 @@
 //! The engine.
 
+use crate::vcpu::TranslatorVcpu;
 use engine::{Engine, Setup, Vcpu};
 use interpreter::Interpreter;
+use std::io;
 use std::sync::Arc;
 
 /// What a user may choose.
@@ -28,6 +30,12 @@ pub enum NewError {
     /// The interpreter, which it needs, can't.
     #[error(transparent)]
     Interpreter(#[from] interpreter::NewError),
+    /// The host lacks instructions that translated code is made of.
+    #[error("the translator needs a CPU with AVX and BMI2: use --engine interpreter")]
+    Cpu,
+    /// The host gives no memory, or none that is executable.
+    #[error("the translator needs executable memory: {0}")]
+    Memory(#[from] io::Error),
 }
 
 /// The vCPUs of one machine, by index.
@@ -42,9 +50,17 @@ impl Translator {
     /// An engine and its vCPUs, in their state after power-on.
     ///
     /// # Errors
-    /// If the host does not allow executable memory.
-    pub fn create(setup: &Setup, _options: &Options) -> Result<(Arc<Self>, Vcpus), NewError> {
-        let (interpreter, vcpus) = Interpreter::create(setup)?;
+    /// If the host does not allow executable memory, or its CPU is too old.
+    pub fn create(setup: &Setup, options: &Options) -> Result<(Arc<Self>, Vcpus), NewError> {
+        let host = native::Features::host();
+        if !(host.avx && host.bmi2) {
+            return Err(NewError::Cpu);
+        }
+        let (interpreter, cores) = Interpreter::create_vcpus(setup)?;
+        let mut vcpus: Vcpus = Vec::with_capacity(cores.len());
+        for core in cores {
+            vcpus.push(Box::new(TranslatorVcpu::new(core, options)?));
+        }
         Ok((Arc::new(Self { interpreter }), vcpus))
     }
 }

@@ -1,0 +1,218 @@
+//! Translated blocks, and how they are found and linked.
+
+use crate::mode::Mode;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+/// A block's number.
+pub(crate) type BlockId = u32;
+
+/// Where a block's code is, and for which state of the CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    /// Offset in guest memory.
+    pub(crate) offset: usize,
+    /// Linear address, in modes whose blocks depend on it; else 0.
+    pub(crate) linear: u64,
+    pub(crate) mode: Mode,
+}
+
+/// A place in a block where the interpreter or the TLB may have to help.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Site {
+    /// Offset of the instruction in the guest's page.
+    pub(crate) at: u16,
+    /// Bytes of the access, or of the range that a shared check covers.
+    pub(crate) size: u16,
+    pub(crate) write: bool,
+    /// Whether the block has made sure that the vector registers are loaded.
+    pub(crate) vectors: bool,
+    /// Whether the instruction may work on vector registers.
+    pub(crate) works_on_vectors: bool,
+    /// The exit to take if a shared check fails: nothing behind it may run without it.
+    pub(crate) single: Option<u8>,
+    /// Where the check begins, as an offset in the cache.
+    pub(crate) retry: u32,
+    /// Where the next instruction begins; `None` if the block ends here.
+    pub(crate) next: Option<u32>,
+}
+
+/// A place where a block is left for another.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Exit {
+    /// Where the displacement of the jump is, as an offset in the cache.
+    pub(crate) jump: u32,
+    /// Where the jump goes while it is not linked.
+    pub(crate) unlinked: u32,
+    /// Where the guest goes, relative to the block's page.
+    pub(crate) target: i64,
+    /// Whether the target must be a block that checks every access by itself.
+    pub(crate) single: bool,
+    /// Whether this may close a loop, so that a poll is due.
+    pub(crate) polls: bool,
+    pub(crate) linked: Option<BlockId>,
+}
+
+/// A translated block.
+#[derive(Debug)]
+pub(crate) struct Block {
+    pub(crate) key: Key,
+    /// Offset in the cache of its first byte, where it is entered with all registers the guest's.
+    pub(crate) entry: u32,
+    /// Where it is entered with the registers in `scratch` spilled.
+    pub(crate) inner: u32,
+    /// Bytes of code.
+    pub(crate) len: u32,
+    /// Registers that it takes for itself.
+    pub(crate) scratch: u16,
+    /// Whether an arithmetic flag is live at its beginning.
+    pub(crate) flags_live: bool,
+    /// For each instruction: where its code begins, and its offset in the guest's page.
+    pub(crate) insns: Box<[(u32, u16)]>,
+    pub(crate) sites: Box<[Site]>,
+    pub(crate) exits: Box<[Exit]>,
+    /// Exits of other blocks (and its own) that are linked to this one.
+    pub(crate) incoming: Vec<(BlockId, u8)>,
+}
+
+impl Block {
+    /// The offset in the guest's page of the instruction whose code holds `position`.
+    pub(crate) fn guest_offset(&self, position: u32) -> u16 {
+        let after = self.insns.partition_point(|(host, _)| *host <= position);
+        self.insns[after.saturating_sub(1)].1
+    }
+}
+
+/// All blocks of a vCPU.
+#[derive(Default)]
+pub(crate) struct Blocks {
+    blocks: Vec<Option<Block>>,
+    free: Vec<BlockId>,
+    by_key: HashMap<Key, BlockId, BuildHasherDefault<KeyHasher>>,
+    /// Blocks by the page (offset / 4096) of guest memory that they are from.
+    by_page: HashMap<usize, Vec<BlockId>>,
+    /// Blocks that depend on their linear address, by its page.
+    by_linear: HashMap<u64, Vec<BlockId>>,
+}
+
+impl Blocks {
+    pub(crate) fn find(&self, key: &Key) -> Option<BlockId> {
+        self.by_key.get(key).copied()
+    }
+
+    pub(crate) fn get(&self, id: BlockId) -> Option<&Block> {
+        self.blocks.get(id as usize)?.as_ref()
+    }
+
+    pub(crate) fn get_mut(&mut self, id: BlockId) -> Option<&mut Block> {
+        self.blocks.get_mut(id as usize)?.as_mut()
+    }
+
+    /// The number that the next block gets.
+    pub(crate) fn next_id(&self) -> BlockId {
+        self.free
+            .last()
+            .copied()
+            .unwrap_or(self.blocks.len() as BlockId)
+    }
+
+    /// Keeps `block` under [`Blocks::next_id`].
+    pub(crate) fn insert(&mut self, block: Block) -> BlockId {
+        let id = self.next_id();
+        let key = block.key;
+        self.by_key.insert(key, id);
+        self.by_page.entry(key.offset >> 12).or_default().push(id);
+        if key.linear != 0 {
+            self.by_linear.entry(key.linear >> 12).or_default().push(id);
+        }
+        if self.free.pop().is_some() {
+            self.blocks[id as usize] = Some(block);
+        } else {
+            self.blocks.push(Some(block));
+        }
+        id
+    }
+
+    /// Forgets a block and returns it.
+    pub(crate) fn remove(&mut self, id: BlockId) -> Option<Block> {
+        let block = self.blocks.get_mut(id as usize)?.take()?;
+        self.free.push(id);
+        self.by_key.remove(&block.key);
+        forget(&mut self.by_page, block.key.offset >> 12, id);
+        if block.key.linear != 0 {
+            forget(&mut self.by_linear, block.key.linear >> 12, id);
+        }
+        Some(block)
+    }
+
+    /// The blocks from page `page` of guest memory.
+    pub(crate) fn in_page(&self, page: usize) -> Vec<BlockId> {
+        self.by_page.get(&page).cloned().unwrap_or_default()
+    }
+
+    /// The blocks that depend on being at the page of linear address `linear`.
+    pub(crate) fn at_linear(&self, linear: u64) -> Vec<BlockId> {
+        self.by_linear
+            .get(&(linear >> 12))
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    /// The linear pages on which blocks depend, each with the offset in guest memory of one.
+    pub(crate) fn linear_pages(&self) -> Vec<(u64, usize)> {
+        let pages = self.by_linear.iter();
+        pages
+            .filter_map(|(page, ids)| {
+                let block = self.get(*ids.first()?)?;
+                Some((page << 12, block.key.offset & !0xfff))
+            })
+            .collect()
+    }
+
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.by_key.len()
+    }
+}
+
+fn forget<K: Eq + std::hash::Hash>(map: &mut HashMap<K, Vec<BlockId>>, key: K, id: BlockId) {
+    if let Some(ids) = map.get_mut(&key) {
+        ids.retain(|i| *i != id);
+        if ids.is_empty() {
+            map.remove(&key);
+        }
+    }
+}
+
+/// Multiplies and rotates: keys are addresses, which need no protection from collisions that a
+/// guest provokes, as they only slow down its own vCPU.
+#[derive(Default)]
+pub(crate) struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64((*byte).into());
+        }
+    }
+
+    fn write_u8(&mut self, value: u8) {
+        self.write_u64(value.into());
+    }
+
+    fn write_usize(&mut self, value: usize) {
+        self.write_u64(value as u64);
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+        self.0 = (self.0.rotate_left(23) ^ value).wrapping_mul(GOLDEN);
+    }
+}

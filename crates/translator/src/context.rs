@@ -1,0 +1,280 @@
+//! What translated code works with besides the guest's registers: one memory block per vCPU,
+//! reached through the host's GS base.
+#![expect(
+    unsafe_code,
+    reason = "maps memory that is addressed by translated code"
+)]
+// UNSAFETY: owns one anonymous mapping, valid as all zeros, for as long as the `Context` lives.
+
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// Entries of a view of the software TLB, a power of two.
+pub(crate) const TLB_ENTRIES: usize = 4096;
+/// Views of the software TLB: supervisor with user pages, supervisor without, user.
+pub(crate) const TLB_VIEWS: usize = 3;
+/// Entries of a jump cache, a power of two.
+pub(crate) const JUMP_ENTRIES: usize = 8192;
+/// The bits of a guest address that index a jump cache.
+const JUMP_MASK: u64 = JUMP_ENTRIES as u64 - 1;
+/// Jump caches: one for each [`Mode::slot`](crate::mode::Mode::slot).
+pub(crate) const JUMP_CACHES: usize = 8;
+/// Bytes of the standard-format XSAVE area with x87, SSE and AVX state (SDM vol. 1, 13.4).
+pub(crate) const XSAVE_BYTES: usize = 832;
+
+/// One page in the software TLB. It matches an address if the address plus the tag is an offset
+/// in a page: below 4096.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C, align(32))]
+pub(crate) struct TlbEntry {
+    /// Minus the linear address of the page, for reads.
+    pub(crate) read: u64,
+    /// Minus the linear address of the page, for writes.
+    pub(crate) write: u64,
+    /// Added to the linear address: the host address.
+    pub(crate) bias: u64,
+    /// Host address of the page.
+    pub(crate) host: u64,
+}
+
+/// A guest address and where its translation begins.
+#[repr(C)]
+pub(crate) struct JumpCache {
+    /// Minus the guest address.
+    pub(crate) tags: [u64; JUMP_ENTRIES],
+    /// The host address.
+    pub(crate) hosts: [u64; JUMP_ENTRIES],
+}
+
+/// See the module's text. All-zero is a valid value: see [`ContextBox::new`].
+#[repr(C, align(4096))]
+pub(crate) struct Context {
+    /// Guest values of registers that the running block uses for itself.
+    pub(crate) spilled: [u64; 16],
+    /// All host registers while Rust code runs.
+    pub(crate) host: [u64; 16],
+    /// Host RFLAGS while Rust code runs: the guest's arithmetic flags and DF.
+    pub(crate) flags: u64,
+    /// RSP of the Rust code that entered translated code.
+    pub(crate) host_rsp: u64,
+    /// Where a gate goes on in translated code.
+    pub(crate) jump: u64,
+    /// RCX, while a sequence that must leave the flags alone needs it.
+    pub(crate) saved_rcx: u64,
+    /// Linear address of the guest code that is jumped to.
+    pub(crate) pc: u64,
+    /// The target of an indirect call while the return address is pushed.
+    pub(crate) target: u64,
+    /// Linear address of the page in which guest code runs (position-independent blocks).
+    pub(crate) page: u64,
+    /// The linear address of an access that missed the TLB.
+    pub(crate) linear: u64,
+    /// What a gate was reached for: block and site or exit.
+    pub(crate) argument: u32,
+    /// Which gate was taken ([`crate::gate::Reason`]).
+    pub(crate) reason: u32,
+    /// Set by anybody who wants something of the vCPU: code leaves at the next poll.
+    pub(crate) attention: AtomicU32,
+    /// RFLAGS.IF.
+    pub(crate) interrupt_flag: u32,
+    /// An interrupt would be taken if IF were set.
+    pub(crate) interrupt_waits: u32,
+    /// The guest's vector registers are in the host's.
+    pub(crate) vectors_loaded: u32,
+    /// Load the vector registers on entry.
+    pub(crate) vectors_wanted: u32,
+    /// MXCSR of Rust code.
+    pub(crate) host_mxcsr: u32,
+    pub(crate) fs_base: u64,
+    pub(crate) gs_base: u64,
+    pub(crate) kernel_gs_base: u64,
+    /// Selects the bits of an address that index the TLB.
+    pub(crate) tlb_mask: u64,
+    /// Selects the bits of an address above the offset in a page.
+    pub(crate) page_mask: u64,
+    /// Selects the bits of an address that index a jump cache. 0 makes every look-up miss: how
+    /// indirect jumps poll.
+    pub(crate) jump_mask: AtomicU64,
+    /// Addresses of the gates, see [`crate::gate`].
+    pub(crate) exit_gate: u64,
+    pub(crate) fill_gate: u64,
+    pub(crate) vectors_gate: u64,
+    /// The vCPU, for the fill gate's Rust part, while translated code runs.
+    pub(crate) vcpu: u64,
+    /// The guest's x87, SSE and AVX registers when they are not in the host's.
+    pub(crate) xsave: Xsave,
+    /// YMM registers during the fill gate.
+    pub(crate) ymm: [[u8; 32]; 16],
+    pub(crate) tlb: [[TlbEntry; TLB_ENTRIES]; TLB_VIEWS],
+    pub(crate) jumps: [JumpCache; JUMP_CACHES],
+    /// Other threads write `attention` and `jump_mask` through a pointer of their own, so an
+    /// exclusive reference to a context is not exclusive for these two: the type is not `Unpin`,
+    /// which keeps the compiler from assuming it.
+    pub(crate) pinned: std::marker::PhantomPinned,
+}
+
+/// A standard-format XSAVE area.
+#[repr(C, align(64))]
+pub(crate) struct Xsave {
+    pub(crate) bytes: [u8; XSAVE_BYTES],
+}
+
+/// Offset of a field of [`Context`], as a displacement from GS.
+macro_rules! field {
+    ($($name:tt)+) => {
+        std::mem::offset_of!($crate::context::Context, $($name)+) as i32
+    };
+}
+pub(crate) use field;
+
+/// Displacement of the slot of register `reg` in [`Context::spilled`].
+pub(crate) const fn spill_slot(reg: u8) -> i32 {
+    field!(spilled) + 8 * reg as i32
+}
+
+/// Displacement of the first entry's `member` in TLB view `view`.
+pub(crate) const fn tlb_field(view: usize, member: usize) -> i32 {
+    (std::mem::offset_of!(Context, tlb) + view * size_of::<[TlbEntry; TLB_ENTRIES]>() + member)
+        as i32
+}
+
+/// The mapping that a [`Context`] is in.
+struct Mapping(NonNull<Context>);
+
+// SAFETY: it is an owned allocation, used through `ContextBox` by one thread at a time, and
+// through `Bell` only by atomic accesses to two fields.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nobody refers to it any more.
+        let _ = unsafe { rustix::mm::munmap(self.0.as_ptr().cast(), size_of::<Context>()) };
+    }
+}
+
+/// A vCPU's own [`Context`], at a fixed place.
+pub(crate) struct ContextBox(Arc<Mapping>);
+
+/// Makes a vCPU that is in translated code leave it soon. From any thread, and from signal
+/// handlers.
+#[derive(Clone)]
+pub(crate) struct Bell(Arc<Mapping>);
+
+impl Bell {
+    /// Rings.
+    pub(crate) fn ring(&self) {
+        let context = self.0.0.as_ptr();
+        // SAFETY: the mapping lives as long as `self`, and its owner knows that these fields
+        // change under it.
+        let (attention, mask) = unsafe {
+            (
+                &*(&raw const (*context).attention),
+                &*(&raw const (*context).jump_mask),
+            )
+        };
+        attention.store(1, Ordering::SeqCst);
+        mask.store(0, Ordering::SeqCst);
+    }
+
+    /// Ends the ringing. Whatever is asked for after that rings again.
+    pub(crate) fn silence(&self) {
+        let context = self.0.0.as_ptr();
+        // SAFETY: as above.
+        let (attention, mask) = unsafe {
+            (
+                &*(&raw const (*context).attention),
+                &*(&raw const (*context).jump_mask),
+            )
+        };
+        mask.store(JUMP_MASK, Ordering::SeqCst);
+        attention.store(0, Ordering::SeqCst);
+    }
+}
+
+impl ContextBox {
+    /// A context whose TLB and jump caches are empty.
+    ///
+    /// # Errors
+    /// If the host gives no memory.
+    pub(crate) fn new() -> io::Result<Self> {
+        use rustix::mm::{MapFlags, ProtFlags};
+        // SAFETY: a new private mapping where the kernel likes.
+        let memory = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                size_of::<Context>(),
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }?;
+        let memory = NonNull::new(memory.cast()).expect("not null");
+        let mut context = Self(Arc::new(Mapping(memory)));
+        context.tlb_mask = (TLB_ENTRIES as u64 - 1) << 12;
+        context.page_mask = !0xfff;
+        context.host_mxcsr = native::MXCSR_RESET;
+        // A tag of 0 in entry `i` matches only addresses of page 0, which has entry 0.
+        for view in &mut context.tlb {
+            view[0] = TlbEntry::empty(0);
+        }
+        Ok(context)
+    }
+
+    /// Its address, for GS.
+    pub(crate) fn address(&self) -> usize {
+        self.0.0.as_ptr() as usize
+    }
+
+    /// What rings for it.
+    pub(crate) fn bell(&self) -> Bell {
+        Bell(self.0.clone())
+    }
+}
+
+impl TlbEntry {
+    /// Matches nothing that has entry `index`.
+    pub(crate) const fn empty(index: usize) -> Self {
+        let tag = ((index as u64 ^ 1) << 12).wrapping_neg();
+        Self {
+            read: tag,
+            write: tag,
+            bias: 0,
+            host: 0,
+        }
+    }
+
+    /// The tag that matches no access with entry `index`.
+    pub(crate) const fn no_tag(index: usize) -> u64 {
+        Self::empty(index).read
+    }
+
+    /// Lets the page at linear address `page` be accessed at host address `host`.
+    pub(crate) const fn new(read: u64, write: u64, page: u64, host: u64) -> Self {
+        Self {
+            read,
+            write,
+            bias: host.wrapping_sub(page),
+            host,
+        }
+    }
+}
+
+impl Deref for ContextBox {
+    type Target = Context;
+
+    fn deref(&self) -> &Context {
+        // SAFETY: an owned, initialised mapping.
+        unsafe { self.0.0.as_ref() }
+    }
+}
+
+impl DerefMut for ContextBox {
+    fn deref_mut(&mut self) -> &mut Context {
+        // SAFETY: as above, and `self` is borrowed exclusively.
+        unsafe { &mut *self.0.0.as_ptr() }
+    }
+}

@@ -1,0 +1,440 @@
+//! From a plan to host code.
+//!
+//! A block is, in the cache:
+//! 1. its *entry*: spills the registers that the block takes, and notes the page it runs in;
+//! 2. its *inner* part, where linked blocks that have spilled enter: the instructions;
+//! 3. cold code: what happens on TLB misses, and exits that are not linked.
+
+mod control;
+mod memory;
+mod system;
+
+use crate::asm::{Asm, EQUAL, Mem, NOT_EQUAL, RCX, Reg, Width};
+use crate::block::{BlockId, Exit, Site};
+use crate::context::{field, spill_slot};
+use crate::plan::{Class, Insn, Plan};
+use iced_x86::{Encoder, Instruction, OpKind, Register};
+
+/// Offsets in the cache of the trampolines to the gates.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Gates {
+    pub(crate) link: usize,
+    pub(crate) indirect: usize,
+    pub(crate) callout: usize,
+    pub(crate) miss: usize,
+    pub(crate) vectors: usize,
+}
+
+/// A block's code and what is known about places in it.
+pub(crate) struct Emitted {
+    pub(crate) code: Vec<u8>,
+    pub(crate) inner: u32,
+    pub(crate) insns: Vec<(u32, u16)>,
+    pub(crate) sites: Vec<Site>,
+    pub(crate) exits: Vec<Exit>,
+}
+
+/// Code out of the way of the common case. `from` are displacements of jumps to it.
+enum Cold {
+    /// A check failed.
+    Miss {
+        from: usize,
+        site: u8,
+        /// Displacement of the tag's field, if temporary 0 has the tag added to it.
+        tag: Option<i32>,
+        /// For a shared check: where its leader is in the page.
+        single: Option<u16>,
+    },
+    /// The vector registers must be loaded.
+    Vectors {
+        from: usize,
+        resume: usize,
+        restores_rcx: bool,
+    },
+    /// The interpreter is needed after all.
+    Callout {
+        from: usize,
+        site: u8,
+        restores_rcx: bool,
+    },
+    /// A branch to code that is found through the jump cache.
+    Distant { from: usize, target: i64 },
+}
+
+/// Emits one block.
+pub(crate) struct Emitter<'a> {
+    asm: Asm,
+    encoder: &'a mut Encoder,
+    plan: &'a Plan,
+    gates: &'a Gates,
+    /// Code bytes of the page.
+    page: &'a [u8],
+    /// Linear address of the page, in modes whose blocks depend on it.
+    linear: u64,
+    id: BlockId,
+    /// Address at which the cache's offset 0 runs.
+    cache: usize,
+    cold: Vec<Cold>,
+    insns: Vec<(u32, u16)>,
+    sites: Vec<Site>,
+    /// For each site, the number of its instruction.
+    site_insns: Vec<usize>,
+    exits: Vec<Exit>,
+    vectors_checked: bool,
+}
+
+impl<'a> Emitter<'a> {
+    /// For the block `id`, whose code will be at offset `start` of the cache.
+    pub(crate) fn new(
+        encoder: &'a mut Encoder,
+        plan: &'a Plan,
+        gates: &'a Gates,
+        page: &'a [u8],
+        linear: u64,
+        id: BlockId,
+        start: usize,
+        cache: usize,
+    ) -> Self {
+        Self {
+            asm: Asm::new(start),
+            encoder,
+            plan,
+            gates,
+            page,
+            linear,
+            id,
+            cache,
+            cold: Vec::new(),
+            insns: Vec::with_capacity(plan.insns.len()),
+            sites: Vec::new(),
+            site_insns: Vec::new(),
+            exits: Vec::new(),
+            vectors_checked: false,
+        }
+    }
+
+    /// Emits everything.
+    pub(crate) fn emit(mut self) -> Emitted {
+        self.entry();
+        let inner = self.asm.here() as u32;
+        let plan = self.plan;
+        for (number, insn) in plan.insns.iter().enumerate() {
+            self.insns.push((self.asm.here() as u32, insn.at));
+            self.instruction(number, insn);
+        }
+        if !plan.is_closed {
+            let next = plan.insns.last().map_or(0, Insn::next);
+            self.insns.push((self.asm.here() as u32, next));
+            self.go(next.into());
+        }
+        self.finish_sites();
+        let cold = self.asm.here() as u32;
+        self.cold_code();
+        // Cold code belongs to no instruction; nothing in it can fault.
+        self.insns.push((cold, u16::MAX));
+        Emitted {
+            code: self.asm.code,
+            inner,
+            insns: self.insns,
+            sites: self.sites,
+            exits: self.exits,
+        }
+    }
+
+    /// Temporary `n`.
+    fn temporary(&self, n: usize) -> Reg {
+        self.plan.scratch[n]
+    }
+
+    fn entry(&mut self) {
+        for register in 0..16 {
+            if self.plan.scratch_mask() >> register & 1 != 0 {
+                self.asm.store_field(spill_slot(register), register);
+            }
+        }
+        if !self.plan.mode.is_relocatable() {
+            return;
+        }
+        let at = i32::from(self.plan.insns[0].at);
+        let taken = self.plan.scratch.first().copied();
+        let register = taken.unwrap_or(RCX);
+        if taken.is_none() {
+            self.asm.store_field(field!(saved_rcx), RCX);
+        }
+        self.asm.load_field(register, field!(pc));
+        self.asm.lea(register, Mem::base(register, -at));
+        self.asm.store_field(field!(page), register);
+        if taken.is_none() {
+            self.asm.load_field(RCX, field!(saved_rcx));
+        }
+    }
+
+    fn instruction(&mut self, number: usize, insn: &Insn) {
+        match insn.class {
+            Class::Nothing => {}
+            Class::Copy => self.copy(insn),
+            Class::Memory(access) => self.memory(number, insn, access),
+            Class::LeaRip => self.lea_rip(insn),
+            Class::Push => self.push(number, insn),
+            Class::Pop => self.pop(number, insn),
+            Class::Leave => self.leave(number, insn),
+            Class::Call(target) => self.call(number, insn, target),
+            Class::CallIndirect => self.call_indirect(number, insn),
+            Class::Jump(target) => self.go(target),
+            Class::JumpIndirect => self.jump_indirect(number, insn),
+            Class::Branch(target) => self.branch(insn, target),
+            Class::Count(target) => self.count(insn, target),
+            Class::Return(release) => self.ret(number, insn, release),
+            Class::Cli => self.cli(),
+            Class::Sti => self.sti(number, insn),
+            Class::SwapGs => self.swap_gs(),
+            Class::Callout | Class::End => self.callout(number, insn),
+        }
+    }
+
+    /// The instruction as it is.
+    fn copy(&mut self, insn: &Insn) {
+        if self.plan.mode.is_32bit() {
+            let instruction = widened(&insn.instruction);
+            if self.encode(&instruction) {
+                return;
+            }
+            unreachable!("instructions without memory operands have 64-bit forms");
+        }
+        let bytes = &self.page[usize::from(insn.at)..usize::from(insn.next())];
+        self.asm.bytes(bytes);
+    }
+
+    /// Encodes `instruction`; whether it has an encoding.
+    fn encode(&mut self, instruction: &Instruction) -> bool {
+        let code = std::mem::take(&mut self.asm.code);
+        let len = code.len();
+        self.encoder.set_buffer(code);
+        let result = self.encoder.encode(instruction, 0);
+        self.asm.code = self.encoder.take_buffer();
+        if result.is_err() {
+            self.asm.code.truncate(len);
+        }
+        result.is_ok()
+    }
+
+    /// Makes RCX free in a sequence that leaves the flags alone.
+    fn borrow_rcx(&mut self) {
+        if !self.plan.rcx_free {
+            self.asm.store_field(field!(saved_rcx), RCX);
+        }
+    }
+
+    /// Ends [`Emitter::borrow_rcx`].
+    fn return_rcx(&mut self) {
+        if !self.plan.rcx_free {
+            self.asm.load_field(RCX, field!(saved_rcx));
+        }
+    }
+
+    /// Jumps to cold code if a field of the context is (or is not) 0. Returns the displacement,
+    /// and whether the cold code has to return RCX.
+    fn jump_if_field(&mut self, field: i32, zero: bool, flags_live: bool) -> (usize, bool) {
+        if !flags_live {
+            self.asm.is_field_zero(field);
+            let condition = if zero { EQUAL } else { NOT_EQUAL };
+            return (self.asm.jcc_forward(condition), false);
+        }
+        self.borrow_rcx();
+        self.asm.load_field32(RCX, field);
+        let is_zero = self.asm.jrcxz();
+        let from = if zero {
+            let skip = self.asm.jmp_short();
+            self.asm.land(is_zero);
+            let from = self.asm.jmp_forward();
+            self.asm.land(skip);
+            from
+        } else {
+            let from = self.asm.jmp_forward();
+            self.asm.land(is_zero);
+            from
+        };
+        self.return_rcx();
+        (from, true)
+    }
+
+    /// Makes sure that the vector registers are the guest's, once in a block.
+    fn need_vectors(&mut self, insn: &Insn) {
+        if self.vectors_checked {
+            return;
+        }
+        self.vectors_checked = true;
+        let (from, restores_rcx) =
+            self.jump_if_field(field!(vectors_loaded), true, insn.flags_live);
+        self.cold.push(Cold::Vectors {
+            from,
+            resume: self.asm.here(),
+            restores_rcx,
+        });
+    }
+
+    /// A new site for instruction `number`. Its `next` is found when all code is there.
+    fn site(&mut self, number: usize, insn: &Insn, size: u16, write: bool) -> u8 {
+        self.sites.push(Site {
+            at: insn.at,
+            size,
+            write,
+            vectors: self.vectors_checked,
+            works_on_vectors: insn.vectors,
+            single: None,
+            retry: self.asm.here() as u32,
+            next: None,
+        });
+        self.site_insns.push(number);
+        u8::try_from(self.sites.len() - 1).expect("a block has less than 256 sites")
+    }
+
+    fn finish_sites(&mut self) {
+        for (site, number) in self.sites.iter_mut().zip(&self.site_insns) {
+            if !self.plan.insns[*number].class.closes() {
+                site.next = Some(self.insns[number + 1].0);
+            }
+        }
+    }
+
+    fn argument(&self, place: u8) -> u32 {
+        self.id << 8 | u32::from(place)
+    }
+
+    fn callout(&mut self, number: usize, insn: &Insn) {
+        let site = self.site(number, insn, 0, false);
+        let argument = self.argument(site);
+        self.asm.store_field_imm(field!(argument), argument);
+        self.asm.jmp(self.gates.callout);
+    }
+
+    /// Gives the registers in `registers` their guest values back.
+    fn restore(&mut self, registers: u16) {
+        for register in 0..16 {
+            if registers >> register & 1 != 0 {
+                self.asm.load_field(register, spill_slot(register));
+            }
+        }
+    }
+
+    fn cold_code(&mut self) {
+        let mut next = 0;
+        // Cold code may add more of it.
+        while next < self.cold.len() {
+            let cold =
+                std::mem::replace(&mut self.cold[next], Cold::Distant { from: 0, target: 0 });
+            next += 1;
+            match cold {
+                Cold::Miss {
+                    from,
+                    site,
+                    tag,
+                    single,
+                } => self.miss(from, site, tag, single),
+                Cold::Vectors {
+                    from,
+                    resume,
+                    restores_rcx,
+                } => {
+                    self.load_vectors(from, resume, restores_rcx);
+                }
+                Cold::Callout {
+                    from,
+                    site,
+                    restores_rcx,
+                } => {
+                    self.asm.set_target(from, self.asm.here());
+                    if restores_rcx {
+                        self.return_rcx();
+                    }
+                    let argument = self.argument(site);
+                    self.asm.store_field_imm(field!(argument), argument);
+                    self.asm.jmp(self.gates.callout);
+                }
+                Cold::Distant { from, target } => {
+                    self.asm.set_target(from, self.asm.here());
+                    self.distant(target);
+                }
+            }
+        }
+        for number in 0..self.exits.len() {
+            let here = self.asm.here();
+            self.exits[number].unlinked = here as u32;
+            self.asm.set_target(self.exits[number].jump as usize, here);
+            self.restore(self.plan.scratch_mask());
+            let argument = self.argument(number as u8);
+            self.asm.store_field_imm(field!(argument), argument);
+            self.asm.jmp(self.gates.link);
+        }
+    }
+
+    fn load_vectors(&mut self, from: usize, resume: usize, restores_rcx: bool) {
+        self.asm.set_target(from, self.asm.here());
+        if !restores_rcx {
+            self.asm.store_field(field!(saved_rcx), RCX);
+        }
+        self.asm.mov_imm(RCX, (self.cache + resume) as u64);
+        self.asm.store_field(field!(jump), RCX);
+        self.asm.load_field(RCX, field!(saved_rcx));
+        self.asm.jmp(self.gates.vectors);
+    }
+}
+
+/// A 32-bit instruction in a form that 64-bit code has: address registers widened.
+fn widened(instruction: &Instruction) -> Instruction {
+    let mut wide = *instruction;
+    // LEA: its address is cut to 32 bits by the operand, or by the address size.
+    let has_memory = (0..wide.op_count()).any(|i| wide.op_kind(i) == OpKind::Memory);
+    if has_memory && wide.memory_base() == Register::None && wide.memory_index() == Register::None {
+        // An absolute address: sign-extended in 64-bit code, which the 32-bit result cuts.
+        wide.set_memory_displ_size(8);
+        let disp = wide.memory_displacement64() as u32 as i32;
+        wide.set_memory_displacement64(i64::from(disp) as u64);
+    }
+    wide
+}
+
+/// The instruction with its memory operand at `mem`.
+fn relocated(instruction: &Instruction, mem: Mem) -> Instruction {
+    let mut moved = *instruction;
+    moved.set_segment_prefix(Register::None);
+    moved.set_memory_base(mem.base.map_or(Register::None, wide_register));
+    let (index, scale) = mem.index.unwrap_or((0, 0));
+    let index = mem.index.map_or(Register::None, |_| wide_register(index));
+    moved.set_memory_index(index);
+    moved.set_memory_index_scale(1 << scale);
+    moved.set_memory_displacement64(i64::from(mem.disp) as u64);
+    moved.set_memory_displ_size(match mem.disp {
+        0 => 0,
+        disp if i8::try_from(disp).is_ok() => 1,
+        _ => 8,
+    });
+    moved
+}
+
+fn wide_register(number: Reg) -> Register {
+    const ALL: [Register; 16] = [
+        Register::RAX,
+        Register::RCX,
+        Register::RDX,
+        Register::RBX,
+        Register::RSP,
+        Register::RBP,
+        Register::RSI,
+        Register::RDI,
+        Register::R8,
+        Register::R9,
+        Register::R10,
+        Register::R11,
+        Register::R12,
+        Register::R13,
+        Register::R14,
+        Register::R15,
+    ];
+    ALL[usize::from(number)]
+}
+
+/// The register width of addresses and full operands.
+fn full_width(is_32bit: bool) -> Width {
+    if is_32bit { Width::W32 } else { Width::W64 }
+}

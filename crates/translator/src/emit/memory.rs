@@ -1,0 +1,374 @@
+//! Memory accesses: address, check, access.
+
+use super::{Cold, Emitter, full_width, relocated};
+use crate::asm::{ABOVE, Mem, RCX, RSP, Reg};
+use crate::block::Site;
+use crate::context::{TLB_ENTRIES, TlbEntry, field, tlb_field};
+use crate::plan::{Access, Base, Insn, has_high_byte};
+use iced_x86::{Instruction, OpKind, Register};
+use std::mem::offset_of;
+
+/// A guest address that emission can compute.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Address {
+    /// Registers and a displacement.
+    Plain(Mem),
+    /// Added to the base of FS or GS, a field of the context.
+    Based(i32, Mem),
+    /// A constant.
+    Constant(u64),
+    /// Relative to the page that the code runs in.
+    Page(i64),
+}
+
+/// What a check leaves behind.
+enum Wanted {
+    /// The host address in temporary 0.
+    Address,
+    /// In this register: the difference between host and guest addresses.
+    Difference(Reg),
+    /// In this register: the host address of the base, which lies this far before the range.
+    Pointer(Reg, i32),
+}
+
+impl Emitter<'_> {
+    /// An instruction with a memory operand, or one that works on vector registers only.
+    pub(super) fn memory(&mut self, number: usize, insn: &Insn, access: Access) {
+        if access.vector {
+            self.need_vectors(insn);
+        }
+        if access.size == 0 {
+            return self.copy(insn);
+        }
+        let high = has_high_byte(&insn.instruction);
+        if high && self.temporary(0) >= 8 {
+            return self.callout(number, insn);
+        }
+        let mem = if high {
+            // A register for a shared check might need a REX prefix, which such an operand forbids.
+            self.single(number, insn, access)
+        } else {
+            self.place(number, insn, access)
+        };
+        let moved = relocated(&insn.instruction, mem);
+        let done = self.encode(&moved);
+        assert!(done, "no encoding for {} at {mem:?}", insn.instruction);
+    }
+
+    /// Checks the access of `insn`'s memory operand and says where on the host it is.
+    pub(super) fn place(&mut self, number: usize, insn: &Insn, access: Access) -> Mem {
+        match self.share_check(number, insn) {
+            Some(mem) => mem,
+            None => self.single(number, insn, access),
+        }
+    }
+
+    fn single(&mut self, number: usize, insn: &Insn, access: Access) -> Mem {
+        let address = self.operand_address(&insn.instruction);
+        self.check_one(number, insn, address, access.size.into(), access.write)
+    }
+
+    /// If `insn` is in a group: makes the group's check if it is the leader, and returns where
+    /// its operand is.
+    fn share_check(&mut self, number: usize, insn: &Insn) -> Option<Mem> {
+        let group = &self.plan.groups[insn.shared?.group];
+        let register = self.plan.scratch[2 + group.slot];
+        if group.leader == number {
+            let (address, wanted) = match group.base {
+                Base::Register(base) => (
+                    Address::Plain(Mem::base(base, group.first)),
+                    Wanted::Difference(register),
+                ),
+                Base::Fs => (
+                    Address::Based(field!(fs_base), Mem::at(group.first)),
+                    Wanted::Pointer(register, group.first),
+                ),
+                Base::Gs => (
+                    Address::Based(field!(gs_base), Mem::at(group.first)),
+                    Wanted::Pointer(register, group.first),
+                ),
+                Base::Page => (
+                    Address::Page(group.first.into()),
+                    Wanted::Pointer(register, group.first),
+                ),
+            };
+            let (range, write) = (group.range, group.write);
+            self.check(number, insn, address, range, write, &wanted, true);
+        }
+        let disp = if insn.class.is_memory() {
+            insn.instruction.memory_displacement64() as i32
+        } else {
+            self.stack_disp(insn)
+        };
+        Some(match group.base {
+            Base::Register(base) => Mem::sum(base, register, disp),
+            _ => Mem::base(register, disp),
+        })
+    }
+
+    /// The access of an instruction that uses the stack.
+    pub(super) fn stack_place(&mut self, number: usize, insn: &Insn, write: bool) -> Mem {
+        if let Some(mem) = self.share_check(number, insn) {
+            return mem;
+        }
+        let size = if self.plan.mode.is_32bit() { 4 } else { 8 };
+        let disp = if write { -size } else { 0 };
+        let address = Address::Plain(Mem::base(RSP, disp));
+        self.check_one(number, insn, address, size as u16, write)
+    }
+
+    fn stack_disp(&self, insn: &Insn) -> i32 {
+        use crate::plan::Class;
+        match insn.class {
+            Class::Push | Class::Call(_) if self.plan.mode.is_32bit() => -4,
+            Class::Push | Class::Call(_) => -8,
+            _ => 0,
+        }
+    }
+
+    /// Checks one access and returns its place.
+    pub(super) fn check_one(
+        &mut self,
+        number: usize,
+        insn: &Insn,
+        address: Address,
+        size: u16,
+        write: bool,
+    ) -> Mem {
+        self.check(number, insn, address, size, write, &Wanted::Address, false);
+        Mem::base(self.temporary(0), 0)
+    }
+
+    /// Looks `size` bytes at `address` up in the TLB. If that fails for a `shared` check, nothing
+    /// behind it may run: the block is left for one that checks every access by itself.
+    fn check(
+        &mut self,
+        number: usize,
+        insn: &Insn,
+        address: Address,
+        size: u16,
+        write: bool,
+        wanted: &Wanted,
+        shared: bool,
+    ) {
+        let (t0, t1) = (self.temporary(0), self.temporary(1));
+        let site = self.site(number, insn, size, write);
+        self.address(address, t0, t1);
+        let view = self.plan.mode.view();
+        let tag = tlb_field(
+            view,
+            if write {
+                offset_of!(TlbEntry, write)
+            } else {
+                offset_of!(TlbEntry, read)
+            },
+        );
+        let bias = tlb_field(view, offset_of!(TlbEntry, bias));
+        let host = tlb_field(view, offset_of!(TlbEntry, host));
+        if insn.flags_live {
+            self.asm.pext(t1, t0, field!(tlb_mask));
+            self.asm.lea(t1, Mem::scaled(t1, 2, 0));
+            self.borrow_rcx();
+            self.asm.load_gs(RCX, Mem::scaled(t1, 3, tag));
+            // The last byte's offset in the page that has the first byte's entry.
+            self.asm.lea(RCX, Mem::sum(RCX, t0, i32::from(size) - 1));
+            self.asm.pext(RCX, RCX, field!(page_mask));
+            let hit = self.asm.jrcxz();
+            let from = self.asm.jmp_forward();
+            self.asm.land(hit);
+            self.return_rcx();
+            self.cold.push(Cold::Miss {
+                from,
+                site,
+                tag: None,
+                single: shared.then_some(insn.at),
+            });
+            match *wanted {
+                Wanted::Address => {
+                    self.asm.load_gs(t1, Mem::scaled(t1, 3, bias));
+                    self.asm.lea(t0, Mem::sum(t0, t1, 0));
+                }
+                Wanted::Difference(to) => self.asm.load_gs(to, Mem::scaled(t1, 3, bias)),
+                Wanted::Pointer(to, first) => {
+                    self.asm.load_gs(t1, Mem::scaled(t1, 3, bias));
+                    self.asm.lea(to, Mem::sum(t0, t1, -first));
+                }
+            }
+            return;
+        }
+        const SHIFT: u8 = 12 - size_of::<TlbEntry>().trailing_zeros() as u8;
+        const MASK: u32 = (TLB_ENTRIES as u32 - 1) * size_of::<TlbEntry>() as u32;
+        self.asm.mov(t1, t0);
+        self.asm.shr(t1, SHIFT);
+        self.asm.and32(t1, MASK);
+        self.asm.add_gs(t0, Mem::base(t1, tag));
+        self.asm.cmp_imm(t0, 4096 - i32::from(size));
+        let from = self.asm.jcc_forward(ABOVE);
+        self.cold.push(Cold::Miss {
+            from,
+            site,
+            tag: Some(tag),
+            single: shared.then_some(insn.at),
+        });
+        match *wanted {
+            Wanted::Address => self.asm.add_gs(t0, Mem::base(t1, host)),
+            Wanted::Difference(to) => self.asm.load_gs(to, Mem::base(t1, bias)),
+            Wanted::Pointer(to, first) => {
+                self.asm.add_gs(t0, Mem::base(t1, host));
+                self.asm.lea(to, Mem::base(t0, -first));
+            }
+        }
+    }
+
+    /// Cold: a check failed. `single` is the offset in the page of a shared check's leader.
+    pub(super) fn miss(&mut self, from: usize, site: u8, tag: Option<i32>, single: Option<u16>) {
+        let (t0, t1) = (self.temporary(0), self.temporary(1));
+        self.asm.set_target(from, self.asm.here());
+        match tag {
+            Some(tag) => self.asm.sub_gs(t0, Mem::base(t1, tag)),
+            None => self.return_rcx(),
+        }
+        let Site { size, .. } = self.sites[usize::from(site)];
+        let mut crosses = None;
+        if single.is_some() && tag.is_some() {
+            // A range that crosses into the next page can't be served by one check.
+            self.asm.mov(t1, t0);
+            self.asm.and32(t1, 0xfff);
+            self.asm.cmp_imm32(t1, 4096 - i32::from(size));
+            crosses = Some(self.asm.jcc_forward(ABOVE));
+        }
+        self.asm.store_field(field!(linear), t0);
+        let argument = self.argument(site);
+        self.asm.store_field_imm(field!(argument), argument);
+        self.asm.jmp(self.gates.miss);
+        let Some(at) = single else {
+            return;
+        };
+        let jump = self.asm.jmp_patchable();
+        if let Some(crosses) = crosses {
+            self.asm.set_target(crosses, jump - 1);
+        }
+        let exit = self.exit(jump, at.into(), true, at);
+        self.sites[usize::from(site)].single = Some(exit);
+    }
+
+    /// Computes a linear address into `to`. `other` is free.
+    fn address(&mut self, address: Address, to: Reg, other: Reg) {
+        let is_32bit = self.plan.mode.is_32bit();
+        match address {
+            Address::Plain(mem) if is_32bit => self.asm.lea32(to, mem),
+            Address::Plain(mem) => self.asm.lea(to, mem),
+            Address::Based(base, mem) if mem.base.is_none() && mem.index.is_none() => {
+                self.asm.load_field(to, base);
+                if mem.disp != 0 {
+                    self.asm.lea(to, Mem::base(to, mem.disp));
+                }
+            }
+            Address::Based(base, mem) => {
+                self.asm.load_field(other, base);
+                self.asm.lea(to, mem);
+                self.asm.lea(to, Mem::sum(to, other, 0));
+            }
+            Address::Constant(value) => self.asm.mov_imm(to, value),
+            Address::Page(offset) => {
+                self.asm.load_field(to, field!(page));
+                // Code reaches 2 GiB either way.
+                self.asm.lea(to, Mem::base(to, offset as i32));
+            }
+        }
+    }
+
+    /// The address of an instruction's memory operand.
+    pub(super) fn operand_address(&self, instruction: &Instruction) -> Address {
+        let (base, index) = (instruction.memory_base(), instruction.memory_index());
+        let disp = instruction.memory_displacement64();
+        if base == Register::RIP {
+            return if self.plan.mode.is_relocatable() {
+                Address::Page(disp as i64)
+            } else {
+                Address::Constant(self.linear.wrapping_add(disp))
+            };
+        }
+        let number = |r: Register| (r != Register::None).then(|| r.full_register().number() as Reg);
+        let scale = instruction.memory_index_scale().trailing_zeros() as u8;
+        let mem = Mem {
+            base: number(base),
+            index: number(index).map(|i| (i, scale)),
+            disp: disp as i32,
+        };
+        let field = match instruction.memory_segment() {
+            Register::FS => field!(fs_base),
+            Register::GS => field!(gs_base),
+            _ if mem.base.is_none() && mem.index.is_none() => {
+                return Address::Constant(if self.plan.mode.is_32bit() {
+                    disp & 0xffff_ffff
+                } else {
+                    disp
+                });
+            }
+            _ => return Address::Plain(mem),
+        };
+        Address::Based(field, mem)
+    }
+
+    /// LEA of a RIP-relative address.
+    pub(super) fn lea_rip(&mut self, insn: &Insn) {
+        let to = insn.instruction.op0_register().number() as Reg;
+        let rel = insn.instruction.memory_displacement64();
+        if self.plan.mode.is_relocatable() {
+            self.asm.load_field(to, field!(page));
+            self.asm.lea(to, Mem::base(to, rel as i32));
+        } else {
+            self.asm.mov_imm(to, self.linear.wrapping_add(rel));
+        }
+    }
+
+    pub(super) fn push(&mut self, number: usize, insn: &Insn) {
+        let mem = self.stack_place(number, insn, true);
+        let width = full_width(self.plan.mode.is_32bit());
+        let instruction = &insn.instruction;
+        if instruction.op0_kind() == OpKind::Register {
+            let register = instruction.op0_register().full_register().number() as Reg;
+            self.asm.store(width, mem, register);
+        } else {
+            self.asm
+                .store_imm(width, mem, instruction.immediate(0) as i32);
+        }
+        self.move_stack(-self.slot_bytes());
+    }
+
+    pub(super) fn pop(&mut self, number: usize, insn: &Insn) {
+        let mem = self.stack_place(number, insn, false);
+        let width = full_width(self.plan.mode.is_32bit());
+        let register = insn.instruction.op0_register().full_register().number() as Reg;
+        self.asm.load(width, register, mem);
+        if register != RSP {
+            self.move_stack(self.slot_bytes());
+        }
+    }
+
+    pub(super) fn leave(&mut self, number: usize, insn: &Insn) {
+        const RBP: Reg = 5;
+        let address = Address::Plain(Mem::base(RBP, 0));
+        let mem = self.check_one(number, insn, address, 8, false);
+        let t0 = self.temporary(0);
+        self.asm.load(crate::asm::Width::W64, t0, mem);
+        self.asm.lea(RSP, Mem::base(RBP, 8));
+        self.asm.mov(RBP, t0);
+    }
+
+    /// Bytes of a stack slot.
+    pub(super) fn slot_bytes(&self) -> i32 {
+        if self.plan.mode.is_32bit() { 4 } else { 8 }
+    }
+
+    /// Adds to RSP, and leaves the flags alone.
+    pub(super) fn move_stack(&mut self, bytes: i32) {
+        let mem = Mem::base(RSP, bytes);
+        if self.plan.mode.is_32bit() {
+            self.asm.lea32(RSP, mem);
+        } else {
+            self.asm.lea(RSP, mem);
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! What translated code looks up by itself: the software TLB and the jump caches, which are in
+//! the [`Context`], and what it takes to forget in them quickly.
+//!
+//! Forgetting goes by lists of what was filled, so that it costs as much as filling did, however
+//! large the tables are.
+
+use crate::context::{Context, JUMP_CACHES, JUMP_ENTRIES, TLB_ENTRIES, TLB_VIEWS, TlbEntry};
+
+/// Fills that are listed; when there are more, whole tables are emptied.
+const LISTED_MAX: usize = 4 * TLB_ENTRIES;
+
+/// Lists of fills.
+#[derive(Default)]
+pub(crate) struct Lookup {
+    /// Entries for the lower half of the linear address space, then for the upper one.
+    pages: [Vec<(u8, u16)>; 2],
+    jumps: [Vec<(u8, u16)>; 2],
+    /// Pages of lower-half entries in `jumps`, hashed.
+    jump_pages: [u64; 8],
+    pub(crate) fills: u64,
+    pub(crate) jump_fills: u64,
+}
+
+fn half(linear: u64) -> usize {
+    (linear >> 63) as usize
+}
+
+fn index(linear: u64) -> usize {
+    (linear >> 12) as usize % TLB_ENTRIES
+}
+
+fn page_bit(linear: u64) -> (usize, u64) {
+    let hash = (linear >> 12 ^ linear >> 21) as usize % 512;
+    (hash / 64, 1 << (hash % 64))
+}
+
+impl Lookup {
+    /// Lets the page around `linear` be read, and perhaps written, at host address `host`.
+    pub(crate) fn fill(
+        &mut self,
+        context: &mut Context,
+        view: usize,
+        linear: u64,
+        host: u64,
+        writable: bool,
+    ) {
+        let (page, index) = (linear & !0xfff, index(linear));
+        let tag = page.wrapping_neg();
+        let write = if writable {
+            tag
+        } else {
+            TlbEntry::no_tag(index)
+        };
+        context.tlb[view][index] = TlbEntry::new(tag, write, page, host);
+        self.fills += 1;
+        let list = &mut self.pages[half(linear)];
+        if list.len() == LISTED_MAX {
+            self.forget_pages(context);
+        } else {
+            list.push((view as u8, index as u16));
+        }
+    }
+
+    /// Lets indirect jumps to `linear` go to host address `host`.
+    pub(crate) fn fill_jump(&mut self, context: &mut Context, slot: usize, linear: u64, host: u64) {
+        let index = linear as usize % JUMP_ENTRIES;
+        // Entry 0 stands for "look up nothing" while somebody rings.
+        if index == 0 {
+            return;
+        }
+        let cache = &mut context.jumps[slot];
+        cache.tags[index] = linear.wrapping_neg();
+        cache.hosts[index] = host;
+        self.jump_fills += 1;
+        if linear >> 63 == 0 {
+            let (word, bit) = page_bit(linear);
+            self.jump_pages[word] |= bit;
+        }
+        let list = &mut self.jumps[half(linear)];
+        if list.len() == LISTED_MAX {
+            self.forget_jumps(context);
+        } else {
+            list.push((slot as u8, index as u16));
+        }
+    }
+
+    /// Forgets all pages and jumps.
+    pub(crate) fn forget_all(&mut self, context: &mut Context) {
+        for half in 0..2 {
+            self.forget_half(context, half);
+        }
+    }
+
+    /// Forgets those of the lower half.
+    pub(crate) fn forget_lower(&mut self, context: &mut Context) {
+        self.forget_half(context, 0);
+    }
+
+    fn forget_half(&mut self, context: &mut Context, half: usize) {
+        for (view, index) in self.pages[half].drain(..) {
+            context.tlb[usize::from(view)][usize::from(index)] = TlbEntry::empty(index.into());
+        }
+        for (slot, index) in self.jumps[half].drain(..) {
+            context.jumps[usize::from(slot)].tags[usize::from(index)] = 0;
+        }
+        if half == 0 {
+            self.jump_pages = [0; 8];
+        }
+    }
+
+    /// Forgets the 4 KiB around `linear`.
+    pub(crate) fn forget_page(&mut self, context: &mut Context, linear: u64) {
+        let index = index(linear);
+        for view in &mut context.tlb {
+            view[index] = TlbEntry::empty(index);
+        }
+        let (word, bit) = page_bit(linear);
+        if linear >> 63 == 0 && self.jump_pages[word] & bit == 0 {
+            return;
+        }
+        let page = linear >> 12;
+        self.jumps[half(linear)].retain(|(slot, index)| {
+            let tag = &mut context.jumps[usize::from(*slot)].tags[usize::from(*index)];
+            let is_there = tag.wrapping_neg() >> 12 == page;
+            if is_there {
+                *tag = 0;
+            }
+            !is_there
+        });
+    }
+
+    /// Forgets every permission to write.
+    pub(crate) fn forget_writes(&mut self, context: &mut Context) {
+        for (view, index) in self.pages.iter().flatten() {
+            let index = usize::from(*index);
+            context.tlb[usize::from(*view)][index].write = TlbEntry::no_tag(index);
+        }
+    }
+
+    /// Forgets all jumps: host addresses are about to be given to other code.
+    pub(crate) fn forget_jumps(&mut self, context: &mut Context) {
+        for cache in context.jumps.iter_mut().take(JUMP_CACHES) {
+            cache.tags.fill(0);
+        }
+        self.jumps = Default::default();
+        self.jump_pages = [0; 8];
+    }
+
+    /// Forgets the jumps that go to host addresses for which `is_stale`.
+    pub(crate) fn forget_jumps_to(
+        &mut self,
+        context: &mut Context,
+        is_stale: impl Fn(u64) -> bool,
+    ) {
+        for list in &mut self.jumps {
+            list.retain(|(slot, index)| {
+                let cache = &mut context.jumps[usize::from(*slot)];
+                let stale = is_stale(cache.hosts[usize::from(*index)]);
+                if stale {
+                    cache.tags[usize::from(*index)] = 0;
+                }
+                !stale
+            });
+        }
+    }
+
+    fn forget_pages(&mut self, context: &mut Context) {
+        for view in context.tlb.iter_mut().take(TLB_VIEWS) {
+            for (index, entry) in view.iter_mut().enumerate() {
+                *entry = TlbEntry::empty(index);
+            }
+        }
+        self.pages = Default::default();
+    }
+}

@@ -1,0 +1,77 @@
+//! What a translation depends on besides the code bytes.
+
+use bitflags::bitflags;
+use interpreter::View;
+
+bitflags! {
+    /// The state of the CPU for which a block was translated.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+    pub(crate) struct Mode: u8 {
+        /// CPL 3.
+        const USER = 1 << 0;
+        /// Supervisor code may access user pages (no SMAP, or RFLAGS.AC).
+        const USER_PAGES = 1 << 1;
+        /// 32-bit code in flat segments.
+        const BITS32 = 1 << 2;
+        /// x87 instructions execute.
+        const X87 = 1 << 3;
+        /// SSE instructions execute.
+        const SSE = 1 << 4;
+        /// AVX instructions execute.
+        const AVX = 1 << 5;
+        /// Every access is checked by itself. Chosen where a shared check meets a page's end.
+        const SINGLE = 1 << 6;
+    }
+}
+
+impl Mode {
+    /// The mode in which code runs now; `None` if it must be interpreted.
+    pub(crate) fn now(mode: &interpreter::Mode) -> Option<Self> {
+        if mode.bits == 16 || !mode.flat || mode.view == View::Checked {
+            return None;
+        }
+        let mut now = Self::empty();
+        now.set(Self::USER, mode.user);
+        now.set(
+            Self::USER_PAGES,
+            !mode.user && mode.view == View::Supervisor,
+        );
+        now.set(Self::BITS32, mode.bits == 32);
+        now.set(Self::X87, mode.x87);
+        now.set(Self::SSE, mode.sse);
+        now.set(Self::AVX, mode.avx);
+        Some(now)
+    }
+
+    /// The TLB view that accesses use.
+    pub(crate) fn view(self) -> usize {
+        if self.contains(Self::USER) {
+            2
+        } else {
+            usize::from(!self.contains(Self::USER_PAGES))
+        }
+    }
+
+    /// The jump cache for code in this mode. The units' bits have no part in it: when they
+    /// change, the caches are emptied.
+    pub(crate) fn slot(self) -> usize {
+        usize::from(self.bits() & 7)
+    }
+
+    /// The units' bits.
+    pub(crate) fn units(self) -> Self {
+        self & (Self::X87 | Self::SSE | Self::AVX)
+    }
+
+    /// Whether blocks of this mode do not depend on the linear address of their page. User code
+    /// is mapped at many addresses, and often only one process has it there; kernels stay where
+    /// they are.
+    pub(crate) fn is_relocatable(self) -> bool {
+        self.contains(Self::USER)
+    }
+
+    /// Whether this is 32-bit code.
+    pub(crate) fn is_32bit(self) -> bool {
+        self.contains(Self::BITS32)
+    }
+}

@@ -1,0 +1,237 @@
+//! What a block consists of: the guest's instructions, decoded and classified, with the facts
+//! that emission needs: live flags, free registers, accesses that share a check.
+
+mod classify;
+mod groups;
+
+pub(crate) use classify::{Access, Class, Classifier, has_high_byte};
+pub(crate) use groups::{Base, Group, Use};
+
+use crate::asm::{RCX, RSP, Reg};
+use crate::mode::Mode;
+use iced_x86::{Decoder, DecoderOptions, Instruction, RflagsBits};
+
+/// Most instructions of a block.
+const INSTRUCTIONS_MAX: usize = 48;
+/// Registers that must be left for the translator's own use.
+const SCRATCH_MIN: u32 = 3;
+/// Most registers that it takes.
+const SCRATCH_MAX: usize = 5;
+/// CF, PF, AF, ZF, SF, OF as iced-x86 names them.
+pub(crate) const STATUS: u32 = RflagsBits::CF
+    | RflagsBits::PF
+    | RflagsBits::AF
+    | RflagsBits::ZF
+    | RflagsBits::SF
+    | RflagsBits::OF;
+/// In which order registers are taken for scratch: those that compilers use last come first, so
+/// that most blocks take the same ones.
+const SCRATCH_ORDER: [Reg; 14] = [15, 14, 13, 12, 11, 10, 9, 8, 3, 7, 6, 5, 2, 0];
+
+/// A decoded instruction.
+#[derive(Debug, Clone)]
+pub(crate) struct Insn {
+    pub(crate) instruction: Instruction,
+    /// Offset of its first byte in the page.
+    pub(crate) at: u16,
+    pub(crate) class: Class,
+    /// General-purpose registers that it reads or writes, one bit each.
+    pub(crate) uses: u16,
+    /// General-purpose registers that it writes.
+    pub(crate) writes: u16,
+    /// Whether an arithmetic flag is live before it.
+    pub(crate) flags_live: bool,
+    /// Whether it may work on x87, MMX or vector registers.
+    pub(crate) vectors: bool,
+    /// The shared check that serves its memory access.
+    pub(crate) shared: Option<Use>,
+}
+
+impl Insn {
+    /// One that the interpreter is to decode at offset `at`.
+    fn interpreted(at: u16) -> Self {
+        Self {
+            instruction: Instruction::default(),
+            at,
+            class: Class::End,
+            uses: 0,
+            writes: 0,
+            flags_live: true,
+            vectors: true,
+            shared: None,
+        }
+    }
+
+    /// Offset in the page of the next instruction.
+    pub(crate) fn next(&self) -> u16 {
+        self.at + self.instruction.len() as u16
+    }
+}
+
+/// A block, planned.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) mode: Mode,
+    pub(crate) insns: Vec<Insn>,
+    /// Registers that the block takes for itself, in the order in which it takes them: temporary
+    /// 0 and 1, then those for shared checks.
+    pub(crate) scratch: Vec<Reg>,
+    /// Whether RCX is free for sequences that leave the flags alone.
+    pub(crate) rcx_free: bool,
+    pub(crate) groups: Vec<Group>,
+    /// Whether the last instruction ends the block by its nature.
+    pub(crate) is_closed: bool,
+    /// Whether an arithmetic flag is live at the beginning.
+    pub(crate) flags_live: bool,
+}
+
+impl Plan {
+    /// Plans the block that begins at offset `at` of a page whose code bytes are `page` (4096 of
+    /// them). If its first instruction crosses into the next page, or can't be decoded, the
+    /// interpreter is left to deal with it.
+    pub(crate) fn new(classifier: &mut Classifier, page: &[u8], at: u16, mode: Mode) -> Self {
+        let mut insns = Vec::with_capacity(16);
+        let bitness = if mode.is_32bit() { 32 } else { 64 };
+        let code = &page[usize::from(at)..];
+        let mut decoder = Decoder::with_ip(bitness, code, at.into(), DecoderOptions::NONE);
+        let mut used = 1u16 << RSP;
+        let mut is_closed = false;
+        while !is_closed && insns.len() < INSTRUCTIONS_MAX {
+            let offset = decoder.ip() as u16;
+            if usize::from(offset) >= page.len() {
+                break;
+            }
+            let instruction = decoder.decode();
+            if instruction.is_invalid() {
+                break;
+            }
+            let insn = classifier.classify(instruction, offset, mode);
+            if (!(used | insn.uses)).count_ones() < SCRATCH_MIN && !insns.is_empty() {
+                break;
+            }
+            used |= insn.uses;
+            is_closed = insn.class.closes();
+            insns.push(insn);
+        }
+        if insns.is_empty() {
+            insns.push(Insn::interpreted(at));
+            is_closed = true;
+        }
+        let mut plan = Self {
+            mode,
+            insns,
+            scratch: Vec::new(),
+            rcx_free: used & 1 << RCX == 0,
+            groups: Vec::new(),
+            is_closed,
+            flags_live: true,
+        };
+        plan.find_live_flags(page);
+        let mut free: Vec<Reg> = SCRATCH_ORDER
+            .into_iter()
+            .filter(|r| used & 1 << r == 0)
+            .collect();
+        if plan.insns.iter().any(|i| has_high_byte(&i.instruction)) {
+            // AH to BH can't be named beside R8 to R15.
+            free.reverse();
+        }
+        if plan.insns.iter().any(|i| i.class.needs_scratch()) || !is_closed {
+            let room = free.len().min(SCRATCH_MAX) - 2.min(free.len());
+            // Outside 64-bit code, addresses wrap within a range.
+            if !mode.contains(Mode::SINGLE) && !mode.is_32bit() {
+                groups::share(&mut plan, room);
+            }
+            let taken = 2 + plan.groups.iter().map(|g| g.slot + 1).max().unwrap_or(0);
+            plan.scratch = free.into_iter().take(taken).collect();
+            assert!(
+                plan.scratch.len() >= 2,
+                "no instruction uses that many registers"
+            );
+        } else {
+            plan.rcx_free = false;
+        }
+        plan
+    }
+
+    /// Walks backwards from the block's exits, where every flag counts as live unless the code
+    /// that follows in the same page says otherwise.
+    fn find_live_flags(&mut self, page: &[u8]) {
+        let (mode, end) = (self.mode, self.insns.last().map_or(0, |i| i.next()));
+        let mut live = if self.is_closed {
+            STATUS
+        } else {
+            live_at(page, end.into(), mode)
+        };
+        for insn in self.insns.iter_mut().rev() {
+            if !insn.class.is_native() && !matches!(insn.class, Class::Jump(_)) {
+                live = STATUS;
+                insn.flags_live = true;
+                continue;
+            }
+            if let Some(target) = insn.class.side_exit() {
+                live |= live_at(page, target, mode);
+            } else if let Class::Jump(target) = insn.class {
+                live = live_at(page, target, mode);
+            }
+            live = live & !killed(&insn.instruction) | insn.instruction.rflags_read() & STATUS;
+            insn.flags_live = live != 0;
+        }
+        self.flags_live = live != 0;
+    }
+
+    /// Registers taken, one bit each.
+    pub(crate) fn scratch_mask(&self) -> u16 {
+        let taken = self.scratch.iter().fold(0, |mask, r| mask | 1 << r);
+        taken | u16::from(self.rcx_free) << RCX
+    }
+}
+
+/// The arithmetic flags that are live at `target`, relative to the page, as far as a short look
+/// tells. Only code of this very page may be looked at: another page can be another one next time.
+fn live_at(page: &[u8], target: i64, mode: Mode) -> u32 {
+    const FAR_ENOUGH: usize = 6;
+    let Some(code) = usize::try_from(target).ok().and_then(|t| page.get(t..)) else {
+        return STATUS;
+    };
+    let bitness = if mode.is_32bit() { 32 } else { 64 };
+    let mut decoder = Decoder::with_ip(bitness, code, 0, DecoderOptions::NONE);
+    let mut open = STATUS;
+    for _ in 0..FAR_ENOUGH {
+        if !decoder.can_decode() {
+            break;
+        }
+        let instruction = decoder.decode();
+        if instruction.is_invalid()
+            || instruction.flow_control() != iced_x86::FlowControl::Next
+            || instruction.rflags_read() & open != 0
+            || instruction.is_privileged()
+        {
+            break;
+        }
+        open &= !killed(&instruction);
+        if open == 0 {
+            return 0;
+        }
+    }
+    open
+}
+
+/// The arithmetic flags that `instruction` overwrites whatever its operands are.
+fn killed(instruction: &Instruction) -> u32 {
+    use iced_x86::{Mnemonic as M, OpKind};
+    let may_leave = match instruction.mnemonic() {
+        // A count of 0 leaves the flags alone.
+        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr => {
+            instruction.op1_kind() != OpKind::Immediate8 || instruction.immediate8() & 0x1f == 0
+        }
+        M::Shld | M::Shrd => {
+            instruction.op2_kind() != OpKind::Immediate8 || instruction.immediate8() & 0x1f == 0
+        }
+        _ => instruction.has_rep_prefix() || instruction.has_repne_prefix(),
+    };
+    if may_leave {
+        0
+    } else {
+        instruction.rflags_modified() & STATUS
+    }
+}

@@ -1,0 +1,479 @@
+//! What has to be done about an instruction.
+
+use super::Insn;
+use crate::mode::Mode;
+use iced_x86::{
+    Code, CpuidFeature, FlowControl, Instruction, InstructionInfoFactory, MemorySize, Mnemonic,
+    OpAccess, OpKind, Register,
+};
+use native::Unit;
+
+/// How an instruction is translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// Executed as it is.
+    Copy,
+    /// Executed with its memory operand replaced, after a check.
+    Memory(Access),
+    /// Does nothing.
+    Nothing,
+    /// LEA of an address relative to RIP.
+    LeaRip,
+    /// PUSH of a register or an immediate.
+    Push,
+    /// POP to a register.
+    Pop,
+    /// LEAVE.
+    Leave,
+    /// CALL to an address, relative to the page.
+    Call(i64),
+    /// CALL of what a register or memory says.
+    CallIndirect,
+    /// JMP to an address, relative to the page.
+    Jump(i64),
+    /// JMP where a register or memory says.
+    JumpIndirect,
+    /// Jcc.
+    Branch(i64),
+    /// JRCXZ, JECXZ, LOOP: a branch that leaves the flags alone.
+    Count(i64),
+    /// RET, with the bytes that it releases after the address.
+    Return(u16),
+    /// CLI at CPL 0.
+    Cli,
+    /// STI at CPL 0.
+    Sti,
+    /// SWAPGS at CPL 0.
+    SwapGs,
+    /// The interpreter executes it, and the block goes on behind it if nothing speaks against it.
+    Callout,
+    /// The interpreter executes it, and the block ends.
+    End,
+}
+
+/// A memory operand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Access {
+    /// Bytes.
+    pub(crate) size: u8,
+    /// Whether it is written.
+    pub(crate) write: bool,
+    /// Whether the instruction works on x87, MMX or vector registers.
+    pub(crate) vector: bool,
+}
+
+impl Class {
+    /// Whether it has a memory operand that is accessed.
+    pub(crate) fn is_memory(self) -> bool {
+        matches!(self, Self::Memory(access) if access.size != 0)
+    }
+
+    /// Whether nothing follows in the block.
+    pub(crate) fn closes(self) -> bool {
+        use Class as C;
+        matches!(
+            self,
+            C::Call(_) | C::CallIndirect | C::Jump(_) | C::JumpIndirect | C::Return(_) | C::End
+        )
+    }
+
+    /// Where control may go other than to the next instruction, relative to the page.
+    pub(crate) fn side_exit(self) -> Option<i64> {
+        match self {
+            Self::Branch(target) | Self::Count(target) => Some(target),
+            _ => None,
+        }
+    }
+
+    /// Whether it runs without the interpreter and falls through.
+    pub(crate) fn is_native(self) -> bool {
+        !matches!(self, Self::Callout | Self::End) && !self.closes()
+    }
+
+    /// Whether its translation needs registers.
+    pub(crate) fn needs_scratch(self) -> bool {
+        use Class as C;
+        match self {
+            C::Copy | C::Nothing | C::Callout | C::End | C::Cli | C::Sti => false,
+            C::Jump(target) | C::Branch(target) | C::Count(target) => !(0..4096).contains(&target),
+            _ => true,
+        }
+    }
+}
+
+/// Classifies instructions; holds what iced-x86 needs for it.
+pub(crate) struct Classifier {
+    info: InstructionInfoFactory,
+}
+
+impl Classifier {
+    pub(crate) fn new() -> Self {
+        Self {
+            info: InstructionInfoFactory::new(),
+        }
+    }
+
+    /// The instruction at offset `at` of a page.
+    pub(crate) fn classify(&mut self, instruction: Instruction, at: u16, mode: Mode) -> Insn {
+        let mut instruction = instruction;
+        plain_form(&mut instruction);
+        let info = self.info.info(&instruction);
+        let (mut uses, mut writes) = (0, 0);
+        for used in info.used_registers() {
+            if used.register().is_gpr() {
+                let bit = 1 << used.register().full_register().number();
+                uses |= bit;
+                if !matches!(used.access(), OpAccess::Read | OpAccess::CondRead) {
+                    writes |= bit;
+                }
+            }
+        }
+        let memory = info.used_memory().first().copied();
+        let class = match instruction.flow_control() {
+            FlowControl::Next => data_class(&instruction, memory, mode),
+            _ => control_class(&instruction, mode),
+        };
+        Insn {
+            instruction,
+            at,
+            class,
+            uses,
+            writes,
+            flags_live: true,
+            vectors: works_on_vectors(&instruction),
+            shared: None,
+        }
+    }
+}
+
+/// Whether `instruction` may work on x87, MMX or vector registers, or on their whole state.
+fn works_on_vectors(instruction: &Instruction) -> bool {
+    use CpuidFeature as F;
+    !instruction.cpuid_features().iter().all(|feature| {
+        matches!(
+            feature,
+            F::INTEL8086
+                | F::INTEL186
+                | F::INTEL286
+                | F::INTEL386
+                | F::INTEL486
+                | F::X64
+                | F::CMOV
+                | F::CPUID
+                | F::MSR
+                | F::TSC
+                | F::RDTSCP
+                | F::SYSCALL
+                | F::SEP
+                | F::CX8
+                | F::CMPXCHG16B
+                | F::FSGSBASE
+                | F::SMAP
+                | F::INVPCID
+                | F::RDRAND
+                | F::RDSEED
+                | F::CLFSH
+                | F::CLFLUSHOPT
+                | F::CLWB
+                | F::PAUSE
+                | F::RDPMC
+                | F::RDPID
+                | F::SMM
+                | F::MULTIBYTENOP
+                | F::BMI1
+                | F::BMI2
+                | F::MOVBE
+                | F::POPCNT
+                | F::LZCNT
+        )
+    })
+}
+
+/// Whether an operand is AH, CH, DH or BH.
+pub(crate) fn has_high_byte(instruction: &Instruction) -> bool {
+    let high = [Register::AH, Register::CH, Register::DH, Register::BH];
+    (0..instruction.op_count()).any(|i| {
+        instruction.op_kind(i) == OpKind::Register && high.contains(&instruction.op_register(i))
+    })
+}
+
+/// Replaces encodings that 64-bit code has not, or that take an absolute address, by their
+/// general forms.
+fn plain_form(instruction: &mut Instruction) {
+    let code = match instruction.code() {
+        Code::Mov_AL_moffs8 => Code::Mov_r8_rm8,
+        Code::Mov_AX_moffs16 => Code::Mov_r16_rm16,
+        Code::Mov_EAX_moffs32 => Code::Mov_r32_rm32,
+        Code::Mov_RAX_moffs64 => Code::Mov_r64_rm64,
+        Code::Mov_moffs8_AL => Code::Mov_rm8_r8,
+        Code::Mov_moffs16_AX => Code::Mov_rm16_r16,
+        Code::Mov_moffs32_EAX => Code::Mov_rm32_r32,
+        Code::Mov_moffs64_RAX => Code::Mov_rm64_r64,
+        Code::Inc_r16 => Code::Inc_rm16,
+        Code::Inc_r32 => Code::Inc_rm32,
+        Code::Dec_r16 => Code::Dec_rm16,
+        Code::Dec_r32 => Code::Dec_rm32,
+        _ => return,
+    };
+    instruction.set_code(code);
+}
+
+fn control_class(instruction: &Instruction, mode: Mode) -> Class {
+    let near = if mode.is_32bit() {
+        OpKind::NearBranch32
+    } else {
+        OpKind::NearBranch64
+    };
+    let full = if mode.is_32bit() { 4 } else { 8 };
+    let is_near = instruction.op_count() > 0 && instruction.op0_kind() == near;
+    let target = || {
+        let target = instruction.near_branch_target();
+        if mode.is_32bit() {
+            i64::from(target as u32 as i32)
+        } else {
+            target as i64
+        }
+    };
+    let indirect = |class| match instruction.op0_kind() {
+        OpKind::Register if instruction.op0_register().size() == full => class,
+        OpKind::Memory
+            if instruction.memory_size().size() == full && address_is_plain(instruction, mode) =>
+        {
+            class
+        }
+        _ => Class::End,
+    };
+    if instruction.is_jcc_short_or_near() && is_near {
+        Class::Branch(target())
+    } else if instruction.is_jmp_short_or_near() && is_near {
+        Class::Jump(target())
+    } else if instruction.is_call_near() && is_near {
+        Class::Call(target())
+    } else if instruction.is_jmp_near_indirect() {
+        indirect(Class::JumpIndirect)
+    } else if instruction.is_call_near_indirect() {
+        indirect(Class::CallIndirect)
+    } else {
+        match instruction.code() {
+            Code::Jrcxz_rel8_64 | Code::Jecxz_rel8_64 | Code::Loop_rel8_64_RCX if is_near => {
+                Class::Count(target())
+            }
+            Code::Retnq if !mode.is_32bit() => Class::Return(0),
+            Code::Retnq_imm16 if !mode.is_32bit() => Class::Return(instruction.immediate16()),
+            Code::Retnd if mode.is_32bit() => Class::Return(0),
+            Code::Retnd_imm16 if mode.is_32bit() => Class::Return(instruction.immediate16()),
+            _ => Class::End,
+        }
+    }
+}
+
+fn data_class(
+    instruction: &Instruction,
+    memory: Option<iced_x86::UsedMemory>,
+    mode: Mode,
+) -> Class {
+    use Mnemonic as M;
+    let full = if mode.is_32bit() { 4 } else { 8 };
+    match instruction.mnemonic() {
+        M::Nop
+        | M::Endbr64
+        | M::Endbr32
+        | M::Prefetcht0
+        | M::Prefetcht1
+        | M::Prefetcht2
+        | M::Prefetchnta
+        | M::Prefetchw => return Class::Nothing,
+        // Translated code always runs with DF clear.
+        M::Cld => return Class::Nothing,
+        M::Cli if !mode.contains(Mode::USER) => return Class::Cli,
+        M::Sti if !mode.contains(Mode::USER) => return Class::Sti,
+        M::Swapgs if !mode.contains(Mode::USER) => return Class::SwapGs,
+        M::Push | M::Pop => return stack_class(instruction, full),
+        M::Leave if instruction.code() == Code::Leaveq && full == 8 => return Class::Leave,
+        M::Lea => return lea_class(instruction, mode),
+        M::Enter | M::Pushf | M::Popf | M::Pushfq | M::Popfq | M::Pushfd | M::Popfd => {
+            return Class::Callout;
+        }
+        _ => {}
+    }
+    if instruction.is_privileged() || instruction.is_string_instruction() {
+        return Class::Callout;
+    }
+    if matches!(instruction.mnemonic(), M::Vzeroupper | M::Vzeroall) && mode.contains(Mode::AVX) {
+        return Class::Memory(Access {
+            size: 0,
+            write: false,
+            vector: true,
+        });
+    }
+    let vector = match native::inspect(instruction) {
+        Ok(unit) => {
+            let runs = match unit {
+                Unit::X87 => mode.contains(Mode::X87),
+                Unit::Mmx => mode.contains(Mode::X87 | Mode::SSE),
+                Unit::Sse => mode.contains(Mode::SSE),
+                Unit::Avx => mode.contains(Mode::AVX),
+                Unit::Integer { .. } => true,
+            };
+            if !runs {
+                return Class::Callout;
+            }
+            !matches!(unit, Unit::Integer { .. })
+        }
+        Err(_) if is_integer(instruction) => false,
+        Err(_) => return Class::Callout,
+    };
+    let has_memory = (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory);
+    let Some(used) = memory.filter(|_| has_memory) else {
+        // What accesses memory by other means than an operand is not for us.
+        return match (memory, vector) {
+            (None, false) => Class::Copy,
+            (None, true) => Class::Memory(Access {
+                size: 0,
+                write: false,
+                vector,
+            }),
+            _ => Class::Callout,
+        };
+    };
+    let size = instruction.memory_size().size();
+    if size == 0
+        || size > 64
+        || instruction.memory_size() == MemorySize::Unknown
+        || !address_is_plain(instruction, mode)
+    {
+        return Class::Callout;
+    }
+    Class::Memory(Access {
+        size: size as u8,
+        write: !matches!(used.access(), OpAccess::Read | OpAccess::CondRead),
+        vector,
+    })
+}
+
+fn stack_class(instruction: &Instruction, full: usize) -> Class {
+    let is_full = match instruction.op0_kind() {
+        OpKind::Register => {
+            let register = instruction.op0_register();
+            register.is_gpr() && register.size() == full
+        }
+        OpKind::Immediate8to64 | OpKind::Immediate32to64 => full == 8,
+        OpKind::Immediate8to32 | OpKind::Immediate32 => full == 4,
+        _ => false,
+    };
+    match (is_full, instruction.mnemonic()) {
+        (false, _) => Class::Callout,
+        (true, Mnemonic::Push) => Class::Push,
+        (true, _) => Class::Pop,
+    }
+}
+
+fn lea_class(instruction: &Instruction, mode: Mode) -> Class {
+    if instruction.is_ip_rel_memory_operand() {
+        let plain =
+            instruction.memory_base() == Register::RIP && instruction.op0_register().size() == 8;
+        return if plain { Class::LeaRip } else { Class::Callout };
+    }
+    let base = instruction.memory_base();
+    let index = instruction.memory_index();
+    if mode.is_32bit() && [base, index].iter().any(|r| r.size() == 2) {
+        return Class::Callout;
+    }
+    Class::Copy
+}
+
+/// Whether the address of the memory operand is one that emission can compute.
+fn address_is_plain(instruction: &Instruction, mode: Mode) -> bool {
+    let (base, index) = (instruction.memory_base(), instruction.memory_index());
+    let width = if mode.is_32bit() { 4 } else { 8 };
+    let fits = |r: Register| r == Register::None || r.is_gpr() && r.size() == width;
+    let plain = fits(base) && fits(index) || base == Register::RIP && index == Register::None;
+    // FS and GS have limits in 32-bit code.
+    let segment = instruction.memory_segment();
+    let is_based = matches!(segment, Register::FS | Register::GS);
+    // An absolute address of 32 bits in 64-bit code may be a 16- or 32-bit one that was cut.
+    let absolute = base == Register::None && index == Register::None;
+    plain
+        && !(is_based && mode.is_32bit())
+        && !(absolute && !mode.is_32bit() && instruction.memory_displ_size() == 4)
+}
+
+/// Integer instructions that compute on registers and one ordinary memory operand, and that no
+/// privilege level, mode or hypervisor has a say in.
+fn is_integer(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    let is_control = (0..instruction.op_count()).any(|i| {
+        let register = instruction.op_register(i);
+        instruction.op_kind(i) == OpKind::Register
+            && (register.is_segment_register()
+                || register.is_cr()
+                || register.is_dr()
+                || register.is_tr())
+    });
+    if is_control {
+        return false;
+    }
+    let in_memory = instruction.op0_kind() == OpKind::Memory;
+    match instruction.mnemonic() {
+        M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Movbe | M::Movnti | M::Xchg | M::Xadd => true,
+        M::Add | M::Adc | M::Sub | M::Sbb | M::Cmp | M::Test | M::And | M::Or | M::Xor => true,
+        M::Not | M::Neg | M::Inc | M::Dec | M::Mul | M::Imul | M::Div | M::Idiv => true,
+        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr => true,
+        M::Shld
+        | M::Shrd
+        | M::Bsf
+        | M::Bsr
+        | M::Bswap
+        | M::Cmpxchg
+        | M::Cmpxchg8b
+        | M::Cmpxchg16b => true,
+        // The memory forms with a register as bit offset reach beyond the operand.
+        M::Bt | M::Bts | M::Btr | M::Btc => {
+            !in_memory || instruction.op1_kind() == OpKind::Immediate8
+        }
+        M::Cbw | M::Cwde | M::Cdqe | M::Cwd | M::Cdq | M::Cqo => true,
+        M::Lahf | M::Sahf | M::Clc | M::Stc | M::Cmc => true,
+        M::Lfence | M::Mfence | M::Sfence | M::Pause => true,
+        M::Wait => false,
+        mnemonic => is_conditional(mnemonic),
+    }
+}
+
+fn is_conditional(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Cmova
+            | M::Cmovae
+            | M::Cmovb
+            | M::Cmovbe
+            | M::Cmove
+            | M::Cmovg
+            | M::Cmovge
+            | M::Cmovl
+            | M::Cmovle
+            | M::Cmovne
+            | M::Cmovno
+            | M::Cmovnp
+            | M::Cmovns
+            | M::Cmovo
+            | M::Cmovp
+            | M::Cmovs
+            | M::Seta
+            | M::Setae
+            | M::Setb
+            | M::Setbe
+            | M::Sete
+            | M::Setg
+            | M::Setge
+            | M::Setl
+            | M::Setle
+            | M::Setne
+            | M::Setno
+            | M::Setnp
+            | M::Setns
+            | M::Seto
+            | M::Setp
+            | M::Sets
+    )
+}

@@ -1,0 +1,251 @@
+//! Accesses that share a check.
+//!
+//! Two accesses `[base + 8]` and `[base + 40]` with the same value in `base` are in one page
+//! nearly always. One check, made for the whole range before the first of them, leaves the
+//! difference between host and guest addresses in a register for all. Constant changes of the
+//! base (PUSH, POP, ADD RSP, ...) do not end a group.
+
+use super::{Class, Insn, Plan, has_high_byte};
+use crate::asm::RSP;
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+
+/// Most bytes between the first and the last byte of a group: the larger, the likelier is a
+/// page's end among them.
+const RANGE_MAX: i64 = 512;
+
+/// What addresses are relative to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Base {
+    /// A general-purpose register.
+    Register(u8),
+    /// The base of FS.
+    Fs,
+    /// The base of GS.
+    Gs,
+    /// The page of the code: relative to RIP.
+    Page,
+}
+
+/// Accesses that share a check.
+#[derive(Debug)]
+pub(crate) struct Group {
+    /// The first instruction, which makes the check.
+    pub(crate) leader: usize,
+    pub(crate) base: Base,
+    /// Where the range begins, from the base's value at the leader.
+    pub(crate) first: i32,
+    /// Bytes in the range.
+    pub(crate) range: u16,
+    /// Whether the check is for writes.
+    pub(crate) write: bool,
+    /// Which of the registers for shared checks holds the difference (for a register base) or
+    /// the host address of the base.
+    pub(crate) slot: usize,
+}
+
+/// An instruction's part in a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Use {
+    pub(crate) group: usize,
+}
+
+/// One access relative to a base.
+struct Reference {
+    insn: usize,
+    base: Base,
+    version: u32,
+    /// First byte, from the base's value at the version's beginning.
+    first: i64,
+    size: i64,
+    write: bool,
+    /// How far the base has moved since then, at this instruction.
+    moved: i64,
+}
+
+/// Finds groups, and registers for them: `room` at most at a time.
+/// For 64-bit code.
+pub(crate) fn share(plan: &mut Plan, room: usize) {
+    if room == 0 {
+        return;
+    }
+    let references = references(plan);
+    let mut open: Vec<Vec<usize>> = Vec::new();
+    for (number, reference) in references.iter().enumerate() {
+        let fits = |group: &Vec<usize>| {
+            let leader = &references[group[0]];
+            let low = group.iter().map(|m| references[*m].first).min();
+            let high = group.iter().map(|m| end(&references[*m])).max();
+            let low = low.unwrap_or(0).min(reference.first);
+            let high = high.unwrap_or(0).max(end(reference));
+            leader.base == reference.base
+                && leader.version == reference.version
+                && (!reference.write || checks_writes(leader))
+                && high - low <= RANGE_MAX
+        };
+        match open.iter_mut().find(|g| fits(g)) {
+            Some(group) => group.push(number),
+            None => open.push(vec![number]),
+        }
+    }
+    let mut busy_until = vec![0; room];
+    for members in open.iter().filter(|m| m.len() > 1) {
+        let leader = &references[members[0]];
+        let last = references[members[members.len() - 1]].insn;
+        let Some(slot) = busy_until.iter().position(|b| *b <= leader.insn) else {
+            continue;
+        };
+        busy_until[slot] = last + 1;
+        let first = members.iter().map(|m| references[*m].first).min();
+        let end = members.iter().map(|m| end(&references[*m])).max();
+        let (first, end) = (first.unwrap_or(0), end.unwrap_or(0));
+        let Ok(start) = i32::try_from(first - leader.moved) else {
+            continue;
+        };
+        let group = plan.groups.len();
+        plan.groups.push(Group {
+            leader: leader.insn,
+            base: leader.base,
+            first: start,
+            range: (end - first) as u16,
+            write: checks_writes(leader),
+            slot,
+        });
+        for member in members {
+            plan.insns[references[*member].insn].shared = Some(Use { group });
+        }
+    }
+}
+
+fn end(reference: &Reference) -> i64 {
+    reference.first + reference.size
+}
+
+/// The stack is written sooner or later.
+fn checks_writes(leader: &Reference) -> bool {
+    leader.write || leader.base == Base::Register(RSP)
+}
+
+/// The accesses of a block that a group can serve.
+fn references(plan: &Plan) -> Vec<Reference> {
+    let mut references = Vec::new();
+    let mut version = [0u32; 19];
+    let mut moved = [0i64; 16];
+    for (number, insn) in plan.insns.iter().enumerate() {
+        if let Some((base, disp, size, write)) = access(insn, plan) {
+            let moved = match base {
+                Base::Register(register) => moved[usize::from(register)],
+                _ => 0,
+            };
+            references.push(Reference {
+                insn: number,
+                base,
+                version: version[index(base)],
+                first: disp + moved,
+                size,
+                write,
+                moved,
+            });
+        }
+        for register in (0..16u8).filter(|r| insn.writes >> r & 1 != 0) {
+            match movement(insn, register) {
+                Some(step) => moved[usize::from(register)] += step,
+                None => {
+                    version[usize::from(register)] += 1;
+                    moved[usize::from(register)] = 0;
+                }
+            }
+        }
+        if matches!(insn.class, Class::SwapGs | Class::Callout) {
+            version[index(Base::Fs)] += 1;
+            version[index(Base::Gs)] += 1;
+        }
+    }
+    references
+}
+
+fn index(base: Base) -> usize {
+    match base {
+        Base::Register(register) => register.into(),
+        Base::Fs => 16,
+        Base::Gs => 17,
+        Base::Page => 18,
+    }
+}
+
+/// Base, displacement, size and direction of an instruction's access.
+fn access(insn: &Insn, plan: &Plan) -> Option<(Base, i64, i64, bool)> {
+    let full = 8;
+    let stack = Base::Register(RSP);
+    match insn.class {
+        Class::Push | Class::Call(_) => Some((stack, -full, full, true)),
+        Class::Pop | Class::Return(_) => Some((stack, 0, full, false)),
+        Class::Memory(access) if access.size != 0 && !has_high_byte(&insn.instruction) => {
+            let instruction = &insn.instruction;
+            if instruction.memory_index() != Register::None {
+                return None;
+            }
+            let base = match (instruction.memory_segment(), instruction.memory_base()) {
+                (Register::FS, Register::None) => Base::Fs,
+                (Register::GS, Register::None) => Base::Gs,
+                (Register::FS | Register::GS, _) => return None,
+                (_, Register::RIP) if plan.mode.is_relocatable() => Base::Page,
+                (_, base) if base.is_gpr64() => Base::Register(base.number() as u8),
+                _ => return None,
+            };
+            let disp = instruction.memory_displacement64() as i64;
+            i32::try_from(disp).ok()?;
+            Some((base, disp, access.size.into(), access.write))
+        }
+        _ => None,
+    }
+}
+
+/// By how much `insn` moves `register`, if that is a constant.
+fn movement(insn: &Insn, register: u8) -> Option<i64> {
+    let instruction = &insn.instruction;
+    let full = 8;
+    if register == RSP {
+        match insn.class {
+            Class::Push => return Some(-full),
+            Class::Pop if !is_register(instruction, 0, RSP) => return Some(full),
+            _ => {}
+        }
+    }
+    if insn.class != Class::Copy
+        || !is_register(instruction, 0, register)
+        || instruction.op0_register().size() != 8
+    {
+        return None;
+    }
+    let step = match instruction.mnemonic() {
+        Mnemonic::Add if is_immediate(instruction) => instruction.immediate(1) as i64,
+        Mnemonic::Sub if is_immediate(instruction) => {
+            (instruction.immediate(1) as i64).checked_neg()?
+        }
+        Mnemonic::Inc => 1,
+        Mnemonic::Dec => -1,
+        Mnemonic::Lea
+            if instruction.memory_base() == instruction.op0_register()
+                && instruction.memory_index() == Register::None =>
+        {
+            instruction.memory_displacement64() as i64
+        }
+        _ => return None,
+    };
+    // Far away, nothing can be shared.
+    (step.abs() < 1 << 20).then_some(step)
+}
+
+fn is_register(instruction: &Instruction, operand: u32, register: u8) -> bool {
+    instruction.op_count() > operand
+        && instruction.op_kind(operand) == OpKind::Register
+        && instruction.op_register(operand).is_gpr()
+        && instruction.op_register(operand).full_register().number() == usize::from(register)
+}
+
+fn is_immediate(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.op1_kind(),
+        OpKind::Immediate8to64 | OpKind::Immediate32to64
+    )
+}

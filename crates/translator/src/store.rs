@@ -1,0 +1,289 @@
+//! The translations of a vCPU: making, finding, linking and dropping them.
+
+use crate::asm::{Asm, NOT_EQUAL, RCX, relative};
+use crate::block::{Block, BlockId, Blocks, Key};
+use crate::code_memory::CodeMemory;
+use crate::context::{Context, field, spill_slot};
+use crate::emit::{Emitter, Gates};
+use crate::gate::{self, Reason};
+use crate::lookup::Lookup;
+use crate::mode::Mode;
+use crate::perf_map::PerfMap;
+use crate::plan::{Classifier, Plan};
+use iced_x86::Encoder;
+use std::collections::BTreeMap;
+use std::io;
+
+/// Bytes of guest code in a page.
+pub(crate) const PAGE: usize = 4096;
+/// Room that a block or an adapter may need at most.
+const BLOCK_MAX: usize = 32 << 10;
+const ALIGNMENT: usize = 16;
+
+/// What a store counts.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Counters {
+    pub(crate) translated: u64,
+    pub(crate) translated_insns: u64,
+    pub(crate) translated_bytes: u64,
+    pub(crate) linked: u64,
+    pub(crate) adapters: u64,
+    pub(crate) invalidated: u64,
+    pub(crate) flushes: u64,
+}
+
+/// The translations of a vCPU.
+pub(crate) struct Store {
+    pub(crate) memory: CodeMemory,
+    pub(crate) gates: Gates,
+    pub(crate) blocks: Blocks,
+    /// Blocks by the offset in the cache at which they begin.
+    starts: BTreeMap<u32, BlockId>,
+    /// The first byte that is free, and where the first block began.
+    used: usize,
+    first: usize,
+    classifier: Classifier,
+    encoder: Encoder,
+    perf_map: Option<PerfMap>,
+    pub(crate) counters: Counters,
+}
+
+impl Store {
+    /// An empty store with room for `capacity` bytes of code.
+    ///
+    /// # Errors
+    /// If the host gives no executable memory.
+    pub(crate) fn new(capacity: usize, context: &mut Context, perf_map: bool) -> io::Result<Self> {
+        let mut memory = CodeMemory::new(capacity)?;
+        context.exit_gate = gate::exit as *const () as u64;
+        context.fill_gate = gate::miss as *const () as u64;
+        context.vectors_gate = gate::load_vectors as *const () as u64;
+        let mut asm = Asm::new(0);
+        let mut trampoline = |reason: Option<Reason>, gate: i32| {
+            let here = asm.here();
+            if let Some(reason) = reason {
+                asm.store_field_imm(field!(reason), reason as u32);
+            }
+            asm.jmp_field(gate);
+            here
+        };
+        let gates = Gates {
+            link: trampoline(Some(Reason::Link), field!(exit_gate)),
+            indirect: trampoline(Some(Reason::Indirect), field!(exit_gate)),
+            callout: trampoline(Some(Reason::Callout), field!(exit_gate)),
+            miss: trampoline(None, field!(fill_gate)),
+            vectors: trampoline(None, field!(vectors_gate)),
+        };
+        let first = asm.here().next_multiple_of(ALIGNMENT);
+        memory.write(0, &asm.code);
+        // Entry 0 matches address 0, and everything while somebody rings.
+        for cache in &mut context.jumps {
+            cache.hosts[0] = memory.address(gates.indirect) as u64;
+        }
+        Ok(Self {
+            memory,
+            gates,
+            blocks: Blocks::default(),
+            starts: BTreeMap::new(),
+            used: first,
+            first,
+            classifier: Classifier::new(),
+            encoder: Encoder::new(64),
+            perf_map: perf_map.then(PerfMap::create).transpose()?,
+            counters: Counters::default(),
+        })
+    }
+
+    /// Whether there is room for a block. If not, [`Store::clear`] makes some.
+    pub(crate) fn has_room(&self) -> bool {
+        self.memory.capacity() - self.used >= BLOCK_MAX
+    }
+
+    /// Bytes of code.
+    pub(crate) fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Translates the code at `key`, whose page has the bytes in `page`, at `linear`.
+    pub(crate) fn translate(&mut self, key: Key, page: &[u8; PAGE], linear: u64) -> BlockId {
+        let at = (key.offset % PAGE) as u16;
+        let plan = Plan::new(&mut self.classifier, page, at, key.mode);
+        let id = self.blocks.next_id();
+        let start = self.used;
+        let emitted = Emitter::new(
+            &mut self.encoder,
+            &plan,
+            &self.gates,
+            page,
+            linear & !(PAGE as u64 - 1),
+            id,
+            start,
+            self.memory.address(0),
+        )
+        .emit();
+        assert!(emitted.code.len() <= BLOCK_MAX, "a block fits its bound");
+        self.memory.write(start, &emitted.code);
+        self.used = (start + emitted.code.len()).next_multiple_of(ALIGNMENT);
+        self.counters.translated += 1;
+        self.counters.translated_insns += plan.insns.len() as u64;
+        self.counters.translated_bytes += emitted.code.len() as u64;
+        if let Some(map) = &mut self.perf_map {
+            let address = self.memory.address(start);
+            // A map that can't be written is only a profile with less names.
+            let _ = map.add(
+                address,
+                emitted.code.len(),
+                format_args!("guest {linear:#x}"),
+            );
+        }
+        self.starts.insert(start as u32, id);
+        self.blocks.insert(Block {
+            key,
+            entry: start as u32,
+            inner: emitted.inner,
+            len: emitted.code.len() as u32,
+            scratch: plan.scratch_mask(),
+            flags_live: plan.flags_live,
+            insns: emitted.insns.into(),
+            sites: emitted.sites.into(),
+            exits: emitted.exits.into(),
+            incoming: Vec::new(),
+        })
+    }
+
+    /// The block whose code is at `position` of the cache.
+    pub(crate) fn block_at(&self, position: usize) -> Option<&Block> {
+        let (_, id) = self.starts.range(..=position as u32).next_back()?;
+        let block = self.blocks.get(*id)?;
+        (position < (block.entry + block.len) as usize).then_some(block)
+    }
+
+    /// Lets exit `number` of block `from` go to block `to` without a detour.
+    pub(crate) fn link(&mut self, from: BlockId, number: u8, to: BlockId) {
+        if !self.has_room() {
+            return;
+        }
+        let (Some(source), Some(target)) = (self.blocks.get(from), self.blocks.get(to)) else {
+            return;
+        };
+        let exit = source.exits[usize::from(number)];
+        if exit.linked.is_some() {
+            return;
+        }
+        let restored = source.scratch & !target.scratch;
+        let spilled = target.scratch & !source.scratch;
+        let mut destination = target.inner as usize;
+        if exit.polls || restored != 0 || spilled != 0 {
+            let rcx_free = source.scratch >> RCX & 1 != 0;
+            let mut asm = Asm::new(self.used);
+            if exit.polls {
+                poll(
+                    &mut asm,
+                    target.flags_live,
+                    rcx_free,
+                    exit.unlinked as usize,
+                );
+            }
+            for register in 0..16 {
+                if restored >> register & 1 != 0 {
+                    asm.load_field(register, spill_slot(register));
+                }
+            }
+            for register in 0..16 {
+                if spilled >> register & 1 != 0 {
+                    asm.store_field(spill_slot(register), register);
+                }
+            }
+            asm.jmp(target.inner as usize);
+            self.memory.write(self.used, &asm.code);
+            destination = self.used;
+            self.used = (self.used + asm.code.len()).next_multiple_of(ALIGNMENT);
+            self.counters.adapters += 1;
+        }
+        self.counters.linked += 1;
+        let displacement = relative(exit.jump as usize, destination);
+        self.memory.patch32(exit.jump as usize, displacement);
+        if let Some(source) = self.blocks.get_mut(from) {
+            source.exits[usize::from(number)].linked = Some(to);
+        }
+        if let Some(target) = self.blocks.get_mut(to) {
+            target.incoming.push((from, number));
+        }
+    }
+
+    /// Drops the blocks in `ids`.
+    pub(crate) fn drop_blocks(
+        &mut self,
+        ids: &[BlockId],
+        lookup: &mut Lookup,
+        context: &mut Context,
+    ) {
+        if ids.is_empty() {
+            return;
+        }
+        let mut entries = Vec::new();
+        for id in ids {
+            let Some(block) = self.blocks.remove(*id) else {
+                continue;
+            };
+            self.counters.invalidated += 1;
+            self.starts.remove(&block.entry);
+            entries.push(self.memory.address(block.entry as usize) as u64);
+            for (from, number) in &block.incoming {
+                let Some(source) = self.blocks.get_mut(*from) else {
+                    continue;
+                };
+                let exit = &mut source.exits[usize::from(*number)];
+                if exit.linked == Some(*id) {
+                    exit.linked = None;
+                    let displacement = relative(exit.jump as usize, exit.unlinked as usize);
+                    self.memory.patch32(exit.jump as usize, displacement);
+                }
+            }
+            for (number, exit) in block.exits.iter().enumerate() {
+                if let Some(target) = exit.linked.and_then(|t| self.blocks.get_mut(t)) {
+                    let link = (*id, number as u8);
+                    target.incoming.retain(|i| *i != link);
+                }
+            }
+        }
+        entries.sort_unstable();
+        lookup.forget_jumps_to(context, |host| entries.binary_search(&host).is_ok());
+    }
+
+    /// Drops everything.
+    pub(crate) fn clear(&mut self, lookup: &mut Lookup, context: &mut Context) {
+        self.counters.flushes += 1;
+        self.blocks.clear();
+        self.starts.clear();
+        self.used = self.first;
+        lookup.forget_jumps(context);
+    }
+}
+
+/// Jumps to `leave` if somebody wants attention.
+fn poll(asm: &mut Asm, flags_live: bool, rcx_free: bool, leave: usize) {
+    if !flags_live {
+        asm.is_field_zero(field!(attention));
+        asm.jcc(NOT_EQUAL, leave);
+        return;
+    }
+    if !rcx_free {
+        asm.store_field(field!(saved_rcx), RCX);
+    }
+    asm.load_field32(RCX, field!(attention));
+    let quiet = asm.jrcxz();
+    if !rcx_free {
+        asm.load_field(RCX, field!(saved_rcx));
+    }
+    asm.jmp(leave);
+    asm.land(quiet);
+    if !rcx_free {
+        asm.load_field(RCX, field!(saved_rcx));
+    }
+}
+
+/// The mode for a block that checks every access by itself.
+pub(crate) fn with_single(mode: Mode, single: bool) -> Mode {
+    if single { mode | Mode::SINGLE } else { mode }
+}

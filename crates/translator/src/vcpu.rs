@@ -1,0 +1,670 @@
+//! One vCPU: runs translated code, and does what it can't do by itself.
+#![expect(unsafe_code, reason = "enters translated code")]
+// UNSAFETY: calls of `gate::enter`, and the way back from the gate of TLB misses.
+
+use crate::block::{BlockId, Key, Site};
+use crate::context::{Bell, ContextBox};
+use crate::gate::{self, Reason};
+use crate::lookup::Lookup;
+use crate::mode::Mode;
+use crate::signals::{self, FaultRecord};
+use crate::store::{PAGE, Store, with_single};
+use crate::timer::{Ring, Timer};
+use crate::translator::Options;
+use crate::vectors;
+use engine::{DebugRequest, Exit, Platform, Vcpu};
+use interpreter::{Doorbell, InterpreterVcpu, Next, Remote};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use x86::{Rflags, SegmentRegister, VcpuState};
+
+/// What a vCPU counts.
+#[derive(Debug, Default, Clone, Copy)]
+struct Counters {
+    entries: u64,
+    links: u64,
+    indirect: u64,
+    callouts: u64,
+    accesses: u64,
+    faults: u64,
+    attended: u64,
+    interpreted: u64,
+    singles: u64,
+}
+
+/// Where the guest's vector registers are while Rust code runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Vectors {
+    /// In the interpreter's form.
+    Core,
+    /// In the context's XSAVE area.
+    Area,
+}
+
+/// A place in translated code.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    /// Offset in the cache.
+    position: u32,
+    /// Registers that the code there has spilled.
+    scratch: u16,
+    /// Whether it takes the vector registers for loaded.
+    vectors: bool,
+}
+
+/// An exit that was taken and may be linked to where it goes.
+#[derive(Debug, Clone, Copy)]
+struct Taken {
+    from: BlockId,
+    exit: u8,
+    rip: u64,
+    single: bool,
+}
+
+/// A jump that the jump cache did not have.
+#[derive(Debug, Clone, Copy)]
+struct Missed {
+    slot: usize,
+    rip: u64,
+}
+
+/// Makes the vCPU leave translated code when its mailbox gets something.
+struct MailBell(Bell);
+
+impl Doorbell for MailBell {
+    fn ring(&self) {
+        self.0.ring();
+    }
+}
+
+/// Makes the vCPU look at its timers.
+struct TimerBell {
+    bell: Bell,
+    remote: Remote,
+}
+
+// SAFETY: both are stores to atomics.
+unsafe impl Ring for TimerBell {
+    fn ring(&self) {
+        self.remote.post_timer();
+        self.bell.ring();
+    }
+}
+
+/// One vCPU of the translator.
+pub(crate) struct TranslatorVcpu {
+    core: InterpreterVcpu,
+    context: ContextBox,
+    bell: Bell,
+    store: Store,
+    lookup: Lookup,
+    /// The units' bits of the mode for which the jump caches were filled.
+    units: Mode,
+    vectors: Vectors,
+    taken: Option<Taken>,
+    missed: Option<Missed>,
+    record: Box<FaultRecord>,
+    /// Host address of guest memory.
+    ram: u64,
+    page: Box<[u8; PAGE]>,
+    counters: Counters,
+}
+
+impl Vcpu for TranslatorVcpu {
+    fn run(&mut self, platform: &Arc<dyn Platform>) -> Exit {
+        let _stands = self.core.begin(platform);
+        gate::set_gs(self.context.address());
+        let exit = self.run_on_this_thread();
+        self.vectors_to_core();
+        self.core.end();
+        exit
+    }
+
+    fn state(&self) -> VcpuState {
+        self.core.state()
+    }
+
+    fn set_state(&mut self, state: &VcpuState) -> Result<(), state::Invalid> {
+        self.core.set_state(state)
+    }
+
+    fn set_debug(&mut self, request: &DebugRequest) {
+        self.core.set_debug(request);
+    }
+
+    fn translate(&self, linear: u64) -> Option<u64> {
+        self.core.translate(linear)
+    }
+
+    fn statistics(&self) -> Vec<(&'static str, u64)> {
+        let (own, store) = (&self.counters, &self.store.counters);
+        let mut all = vec![
+            ("translated blocks", store.translated),
+            ("translated instructions", store.translated_insns),
+            ("translated bytes", store.translated_bytes),
+            ("blocks in the cache", self.store.blocks.len() as u64),
+            ("bytes of the cache in use", self.store.used() as u64),
+            ("links", store.linked),
+            ("links with an adapter", store.adapters),
+            ("invalidated translations", store.invalidated),
+            ("translation cache flushes", store.flushes),
+            ("entries into translated code", own.entries),
+            ("exits: not linked, or a poll", own.links),
+            ("exits: jump cache misses", own.indirect),
+            ("exits: instructions for the interpreter", own.callouts),
+            ("exits: accesses for the interpreter", own.accesses),
+            ("exits: signals", own.faults),
+            ("exits: shared checks that failed", own.singles),
+            ("fast TLB fills", self.lookup.fills),
+            ("jump cache fills", self.lookup.jump_fills),
+            ("looks at requests and timers", own.attended),
+            (
+                "interpreted blocks outside translated modes",
+                own.interpreted,
+            ),
+        ];
+        all.extend(self.core.statistics());
+        all
+    }
+}
+
+impl TranslatorVcpu {
+    /// A vCPU around the interpreter's.
+    ///
+    /// # Errors
+    /// If the host gives no memory, or none that is executable.
+    pub(crate) fn new(mut core: InterpreterVcpu, options: &Options) -> io::Result<Self> {
+        core.keep_journal();
+        let mut context = ContextBox::new()?;
+        let bell = context.bell();
+        bell.silence();
+        core.set_doorbell(Arc::new(MailBell(bell.clone())));
+        let store = Store::new(options.code_cache, &mut context, options.perf_map)?;
+        let ram = core.ram().address() as u64;
+        Ok(Self {
+            core,
+            context,
+            bell,
+            store,
+            lookup: Lookup::default(),
+            units: Mode::empty(),
+            vectors: Vectors::Core,
+            taken: None,
+            missed: None,
+            record: Box::default(),
+            ram,
+            page: Box::new([0; PAGE]),
+            counters: Counters::default(),
+        })
+    }
+
+    /// Sets this thread up for translated code, and runs.
+    fn run_on_this_thread(&mut self) -> Exit {
+        let host_stack = &raw const self.context.host_rsp;
+        let resume = gate::fault as *const () as usize;
+        // SAFETY: `fault` is the gate for this purpose. It finds the stack pointer that `enter`
+        // left in the context, which outlives the guard, as the record does.
+        let guard = unsafe {
+            signals::Thread::enter(
+                self.store.memory.range(),
+                resume,
+                host_stack,
+                &raw mut *self.record,
+            )
+        };
+        let timer = Timer::new(Arc::new(TimerBell {
+            bell: self.bell.clone(),
+            remote: self.core.remote(),
+        }));
+        match (guard, timer) {
+            (Ok(_guard), Ok(mut timer)) => self.run_guest(&mut timer),
+            (Err(error), _) => Exit::Failed(format!("no signal handlers: {error}")),
+            (_, Err(error)) => Exit::Failed(format!("no timer: {error}")),
+        }
+    }
+
+    fn run_guest(&mut self, timer: &mut Timer) -> Exit {
+        loop {
+            let mut interpret = false;
+            if self.core.wants_attention() {
+                match self.attend(timer) {
+                    Next::Blocks => interpret = self.core.is_debugged(),
+                    Next::Instruction => {
+                        self.vectors_to_core();
+                        if let Some(exit) = self.core.step() {
+                            return exit;
+                        }
+                        continue;
+                    }
+                    Next::Exit(exit) => return exit,
+                }
+            }
+            self.apply_changes();
+            let mode = match self.mode() {
+                Some(mode) if !interpret => mode,
+                _ => {
+                    self.vectors_to_core();
+                    self.counters.interpreted += 1;
+                    if let Err(exit) = self.core.run_block() {
+                        return exit;
+                    }
+                    continue;
+                }
+            };
+            let Some(block) = self.find(mode) else {
+                self.vectors_to_core();
+                if let Err(exit) = self.core.run_instruction() {
+                    return exit;
+                }
+                continue;
+            };
+            let entry = self.store.blocks.get(block).map_or(0, |b| b.entry);
+            self.context.pc = self.core.rip();
+            let mut next = Some(Entry {
+                position: entry,
+                scratch: 0,
+                vectors: false,
+            });
+            while let Some(entry) = next {
+                self.enter(&entry);
+                next = match self.leave() {
+                    Ok(next) => next,
+                    Err(exit) => return exit,
+                };
+            }
+        }
+    }
+
+    /// Looks at requests, timers and interrupts.
+    fn attend(&mut self, timer: &mut Timer) -> Next {
+        self.counters.attended += 1;
+        self.bell.silence();
+        let next = self.core.attend();
+        match self.core.apic_deadline() {
+            Some(deadline) => {
+                let wait = deadline.saturating_sub(self.core.machine_now());
+                timer.arm(Duration::from_nanos(wait.max(1)));
+            }
+            None => timer.disarm(),
+        }
+        if self.core.wants_attention() {
+            // An event was delivered: look again soon.
+            self.bell.ring();
+        }
+        next
+    }
+
+    /// The mode in which code runs, if it can be translated.
+    fn mode(&mut self) -> Option<Mode> {
+        // Translated code runs with DF clear.
+        if self.core.rflags() & Rflags::DF.bits() != 0 {
+            return None;
+        }
+        let mode = Mode::now(&self.core.mode())?;
+        if mode.units() != self.units {
+            self.units = mode.units();
+            self.lookup.forget_jumps(&mut self.context);
+        }
+        Some(mode)
+    }
+
+    /// The block for the code at RIP, translated if need be.
+    fn find(&mut self, mode: Mode) -> Option<BlockId> {
+        let rip = self.core.rip();
+        let taken = self.taken.take().filter(|t| t.rip == rip);
+        let missed = self
+            .missed
+            .take()
+            .filter(|m| m.rip == rip && m.slot == mode.slot());
+        let linear = self.core.linear_rip();
+        let page = self.core.code_page(linear)?;
+        let single = taken.is_some_and(|t| t.single);
+        let key = Key {
+            offset: page.offset + linear as usize % PAGE,
+            linear: if mode.is_relocatable() { 0 } else { linear },
+            mode: with_single(mode, single),
+        };
+        let block = match self.store.blocks.find(&key) {
+            Some(block) => block,
+            None => self.translate(key, linear),
+        };
+        if let Some(taken) = taken {
+            self.link(taken, block, &key);
+        }
+        if let Some(missed) = missed {
+            let entry = self.store.blocks.get(block)?.entry as usize;
+            let host = self.store.memory.address(entry) as u64;
+            self.lookup
+                .fill_jump(&mut self.context, missed.slot, rip, host);
+        }
+        Some(block)
+    }
+
+    fn translate(&mut self, key: Key, linear: u64) -> BlockId {
+        let page = key.offset / PAGE;
+        self.core.watch_code(page);
+        // Standing up may have changed permissions.
+        self.apply_changes();
+        if !self.store.has_room() {
+            self.store.clear(&mut self.lookup, &mut self.context);
+        }
+        self.core.ram().read(page * PAGE, &mut self.page[..]);
+        self.store.translate(key, &self.page, linear)
+    }
+
+    fn link(&mut self, taken: Taken, to: BlockId, key: &Key) {
+        let Some(from) = self.store.blocks.get(taken.from) else {
+            return;
+        };
+        let exit = &from.exits[usize::from(taken.exit)];
+        let same_mode = from.key.mode - Mode::SINGLE == key.mode - Mode::SINGLE;
+        // A jump inside of a page stays in the page of memory that it is from.
+        let in_page = (0..PAGE as i64).contains(&exit.target);
+        let same_page = from.key.offset / PAGE == key.offset / PAGE;
+        if same_mode && (!in_page || same_page) {
+            self.store.link(taken.from, taken.exit, to);
+        }
+    }
+
+    /// Runs translated code.
+    fn enter(&mut self, entry: &Entry) {
+        let Entry {
+            position,
+            scratch,
+            vectors,
+        } = *entry;
+        self.vectors_to_area();
+        self.store.memory.publish();
+        self.counters.entries += 1;
+        let flags = self.core.rflags();
+        let waits = self.core.interrupt_waits();
+        let context = &mut *self.context;
+        for (number, value) in self.core.gpr().iter().enumerate() {
+            if scratch >> number & 1 != 0 {
+                context.spilled[number] = *value;
+            } else {
+                context.host[number] = *value;
+            }
+        }
+        context.flags = flags & Rflags::STATUS.bits() | Rflags::FIXED.bits();
+        context.interrupt_flag = u32::from(flags & Rflags::IF.bits() != 0);
+        context.interrupt_waits = waits.into();
+        context.vectors_wanted = vectors.into();
+        context.fs_base = self.core.base(SegmentRegister::Fs);
+        context.gs_base = self.core.base(SegmentRegister::Gs);
+        context.kernel_gs_base = self.core.kernel_gs_base();
+        let target = self.store.memory.address(position as usize) as u64;
+        let this = (&raw mut *self).expose_provenance();
+        self.context.vcpu = this as u64;
+        // SAFETY: GS was set for this thread by `run`. `target` is the beginning of a block, or
+        // the site where one was left, and the registers were set for it. The gate of TLB misses
+        // uses the vCPU through the pointer, while nobody else does.
+        unsafe { gate::enter(target) };
+    }
+
+    /// Deals with what made translated code leave. Returns where it goes on at once, if it does.
+    fn leave(&mut self) -> Result<Option<Entry>, Exit> {
+        let context = &*self.context;
+        let (block, place) = (context.argument >> 8, context.argument as u8);
+        match Reason::new(context.reason) {
+            Reason::Link => {
+                self.counters.links += 1;
+                self.take_registers(0);
+                let Some(from) = self.store.blocks.get(block) else {
+                    unreachable!("the block that ran is there");
+                };
+                let exit = from.exits[usize::from(place)];
+                let rip = self.address(from.key.linear, from.key.mode, exit.target);
+                if exit.single {
+                    self.counters.singles += 1;
+                }
+                self.taken = Some(Taken {
+                    from: block,
+                    exit: place,
+                    rip,
+                    single: exit.single,
+                });
+                self.core.set_rip(rip);
+                Ok(None)
+            }
+            Reason::Indirect => {
+                self.counters.indirect += 1;
+                let rip = self.context.pc;
+                self.take_registers(0);
+                self.core.set_rip(rip);
+                if let Some(mode) = Mode::now(&self.core.mode()) {
+                    self.missed = Some(Missed {
+                        slot: mode.slot(),
+                        rip,
+                    });
+                }
+                Ok(None)
+            }
+            Reason::Callout => {
+                self.counters.callouts += 1;
+                self.interpret(block, place)
+            }
+            Reason::Memory => {
+                self.counters.accesses += 1;
+                self.interpret(block, place)
+            }
+            Reason::Fault => self.fault().map(|()| None),
+        }
+    }
+
+    /// The linear address of what is `offset` away from the page of a block at `linear`.
+    fn address(&self, linear: u64, mode: Mode, offset: i64) -> u64 {
+        let page = if mode.is_relocatable() {
+            self.context.page
+        } else {
+            linear & !(PAGE as u64 - 1)
+        };
+        let address = page.wrapping_add_signed(offset);
+        if mode.is_32bit() {
+            address & 0xffff_ffff
+        } else {
+            address
+        }
+    }
+
+    /// Takes the guest's registers out of the context, where those in `scratch` are spilled.
+    fn take_registers(&mut self, scratch: u16) {
+        let context = &*self.context;
+        for (number, value) in self.core.gpr_mut().iter_mut().enumerate() {
+            *value = if scratch >> number & 1 != 0 {
+                context.spilled[number]
+            } else {
+                context.host[number]
+            };
+        }
+        let interrupts = if context.interrupt_flag != 0 {
+            Rflags::IF.bits()
+        } else {
+            0
+        };
+        let flags = context.flags & Rflags::STATUS.bits() | interrupts;
+        self.core.set_rflags_status_df_if(flags);
+        if context.gs_base != self.core.base(SegmentRegister::Gs) {
+            self.core.set_base(SegmentRegister::Gs, context.gs_base);
+        }
+        self.core.set_kernel_gs_base(context.kernel_gs_base);
+    }
+
+    /// Lets the interpreter execute the instruction of a site, and goes on in translated code
+    /// behind it if nothing speaks against it.
+    fn interpret(&mut self, block: BlockId, site: u8) -> Result<Option<Entry>, Exit> {
+        let Some(from) = self.store.blocks.get(block) else {
+            unreachable!("the block that ran is there");
+        };
+        let scratch = from.scratch;
+        let key = from.key;
+        let Site {
+            at,
+            next,
+            vectors,
+            works_on_vectors,
+            ..
+        } = from.sites[usize::from(site)];
+        let following = next.map(|position| (position, from.guest_offset(position)));
+        self.take_registers(scratch);
+        self.core
+            .set_rip(self.address(key.linear, key.mode, at.into()));
+        if works_on_vectors {
+            self.vectors_to_core();
+        }
+        self.core.run_instruction()?;
+        let Some((position, offset)) = following else {
+            return Ok(None);
+        };
+        let expected = self.address(key.linear, key.mode, offset.into());
+        let goes_on = self.core.rip() == expected
+            && !self.core.wants_attention()
+            && !self.core.has_changes()
+            && self.core.rflags() & Rflags::DF.bits() == 0
+            && Mode::now(&self.core.mode()) == Some(key.mode - Mode::SINGLE);
+        Ok(goes_on.then_some(Entry {
+            position,
+            scratch,
+            vectors,
+        }))
+    }
+
+    /// An instruction raised a signal: the interpreter raises what it stands for.
+    fn fault(&mut self) -> Result<(), Exit> {
+        self.counters.faults += 1;
+        let rip = self.record.rip as usize;
+        let found = self.store.memory.offset_of(rip).and_then(|position| {
+            let block = self.store.block_at(position)?;
+            Some((
+                block.key,
+                block.scratch,
+                block.guest_offset(position as u32),
+            ))
+        });
+        let Some((key, scratch, offset)) = found.filter(|(_, _, offset)| *offset != u16::MAX)
+        else {
+            let FaultRecord {
+                signal, address, ..
+            } = *self.record;
+            return Err(Exit::Failed(format!(
+                "signal {signal} outside of guest instructions, address {address:#x}"
+            )));
+        };
+        self.context.host = self.record.registers;
+        self.context.flags = self.record.rflags;
+        self.take_registers(scratch);
+        self.core
+            .set_rip(self.address(key.linear, key.mode, offset.into()));
+        self.vectors_to_core();
+        self.core.run_instruction()
+    }
+
+    /// Forgets what the interpreter says is stale.
+    fn apply_changes(&mut self) {
+        if !self.core.has_changes() {
+            return;
+        }
+        let changes = self.core.take_changes();
+        let context = &mut *self.context;
+        if changes.all {
+            self.lookup.forget_all(context);
+        } else {
+            if changes.lower {
+                self.lookup.forget_lower(context);
+            }
+            for page in &changes.pages {
+                self.lookup.forget_page(context, *page);
+            }
+        }
+        if changes.writes {
+            self.lookup.forget_writes(context);
+        }
+        if changes.all_code {
+            self.store.clear(&mut self.lookup, context);
+        } else {
+            for page in changes.code {
+                let stale = self.store.blocks.in_page(page);
+                self.store
+                    .drop_blocks(&stale, &mut self.lookup, &mut self.context);
+            }
+        }
+        if changes.all {
+            for (linear, offset) in self.store.blocks.linear_pages() {
+                self.check_page(linear, offset);
+            }
+        } else {
+            for linear in changes.pages {
+                let ids = self.store.blocks.at_linear(linear);
+                let block = ids.first().and_then(|id| self.store.blocks.get(*id));
+                if let Some(offset) = block.map(|b| b.key.offset & !(PAGE - 1)) {
+                    self.check_page(linear & !(PAGE as u64 - 1), offset);
+                }
+            }
+        }
+    }
+
+    /// Drops the blocks that depend on being at `linear` if that is no longer at `offset` of
+    /// memory. Links between kernel pages depend on it; those of the lower half don't exist.
+    fn check_page(&mut self, linear: u64, offset: usize) {
+        if linear >> 63 == 0 {
+            return;
+        }
+        let is_there = self
+            .core
+            .code_page(linear)
+            .is_some_and(|p| p.offset == offset);
+        if !is_there {
+            let stale = self.store.blocks.at_linear(linear);
+            self.store
+                .drop_blocks(&stale, &mut self.lookup, &mut self.context);
+        }
+    }
+
+    fn vectors_to_core(&mut self) {
+        if self.vectors == Vectors::Area {
+            vectors::load(&self.context.xsave, self.core.vectors());
+            self.vectors = Vectors::Core;
+        }
+    }
+
+    fn vectors_to_area(&mut self) {
+        if self.vectors == Vectors::Core {
+            vectors::store(self.core.vectors(), &mut self.context.xsave);
+            self.vectors = Vectors::Area;
+        }
+    }
+
+    /// An access missed the TLB: the host address at which translated code goes on; 0 if the
+    /// interpreter has to make the access.
+    fn refill(&mut self) -> u64 {
+        let (block, place) = (self.context.argument >> 8, self.context.argument as u8);
+        let linear = self.context.linear;
+        let Some(block) = self.store.blocks.get(block) else {
+            unreachable!("the block that runs is there");
+        };
+        let site = block.sites[usize::from(place)];
+        let fits = linear as usize % PAGE + usize::from(site.size) <= PAGE;
+        if fits && let Some(page) = self.core.data_page(linear, site.write) {
+            let host = self.ram + page.offset as u64;
+            let view = block.key.mode.view();
+            self.lookup
+                .fill(&mut self.context, view, linear, host, page.writable);
+            return self.store.memory.address(site.retry as usize) as u64;
+        }
+        site.single.map_or(0, |exit| {
+            let jump = block.exits[usize::from(exit)].jump as usize;
+            self.store.memory.address(jump - 1) as u64
+        })
+    }
+}
+
+/// The Rust part of [`gate::miss`].
+///
+/// # Safety
+/// `vcpu` is the vCPU whose code runs on this thread.
+pub(crate) unsafe extern "C" fn fill(vcpu: *mut TranslatorVcpu) -> u64 {
+    // SAFETY: `enter` gave the pointer, and does not use the vCPU until translated code leaves.
+    let vcpu = unsafe { &mut *vcpu };
+    vcpu.refill()
+}
