@@ -205,8 +205,9 @@ fn a_stack_pointer_into_the_alternate_stack_is_no_trick() {
     let mut program = Program::new(&[0x0f, 0x0b]);
     let thread = program.enter();
     let stack = thread._stack.as_argument();
-    // Near the bottom: a frame below this would hit the guard, and kill the process.
-    let guest_stack = stack.ss_sp as u64 + 64;
+    // Near the bottom, but above the red zone: a frame below this would hit the guard, which
+    // kills the process.
+    let guest_stack = stack.ss_sp as u64 + 1024;
     let address = program.memory.address(OFFSET);
     // SAFETY: entered above. The program ends by a fault.
     unsafe { run(address, &raw mut *program.host_stack, guest_stack, 0) };
@@ -306,6 +307,38 @@ fn a_timer_rings_in_translated_code() {
     assert_eq!(program.fault_offset(), 6);
     assert_eq!(program.record.registers[4], NO_STACK);
     assert_eq!(bell.0.load(Ordering::SeqCst), 1);
+}
+
+/// Keeps the flags that it is called with.
+#[derive(Default)]
+struct Flags(AtomicU64);
+
+// SAFETY: one atomic store.
+unsafe impl Ring for Flags {
+    fn ring(&self) {
+        let flags: u64;
+        // SAFETY: reads the flags.
+        unsafe { asm!("pushfq", "pop {}", out(reg) flags) };
+        self.0.store(flags, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn handlers_run_without_the_alignment_check_of_the_guest() {
+    // `push 0x40002; popfq`, and waits for the ring as above.
+    let mut program = Program::new(&[
+        0x68, 0x02, 0x00, 0x04, 0x00, 0x9d, // sets AC
+        0x49, 0x83, 0x3f, 0x00, 0x74, 0xfa, 0x0f, 0x0b,
+    ]);
+    let stack = [0_u64; 8];
+    let flags = Arc::new(Flags::default());
+    let mut timer = Timer::new(flags.clone()).expect("a timer");
+    timer.arm(Duration::from_millis(5));
+    program.run((&raw const stack[7]) as u64, flags.0.as_ptr() as u64);
+    assert_eq!(program.fault_offset(), 12);
+    assert_eq!(program.record.rflags & 1 << 18, 1 << 18);
+    let flags = flags.0.load(Ordering::SeqCst);
+    assert!(flags != 0 && flags & 1 << 18 == 0, "{flags:#x}");
 }
 
 static SEEN_BEFORE: AtomicUsize = AtomicUsize::new(0);
