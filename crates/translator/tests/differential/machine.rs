@@ -1,0 +1,248 @@
+//! A machine under some engine, and what is left when a program has run.
+
+use crate::layout::*;
+use clock::Clock;
+use engine::{Access, Engine, Exit, Platform, Setup, Space, Vcpu};
+use interpreter::Interpreter;
+use memory::{GuestMemory, Kind, RegionSpec};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::{Duration, Instant};
+use translator::{Options, Translator};
+use x86::VcpuState;
+
+/// Makes an engine.
+pub(crate) type Create = fn(&Setup) -> (Arc<dyn Engine>, Vec<Box<dyn Vcpu>>);
+
+pub(crate) fn interpreter(setup: &Setup) -> (Arc<dyn Engine>, Vec<Box<dyn Vcpu>>) {
+    let (engine, vcpus) = Interpreter::create(setup).expect("an interpreter");
+    (engine, vcpus)
+}
+
+pub(crate) fn translator(setup: &Setup) -> (Arc<dyn Engine>, Vec<Box<dyn Vcpu>>) {
+    let (engine, vcpus) = Translator::create(setup, &Options::default()).expect("a translator");
+    (engine, vcpus)
+}
+
+/// A translator that must evict all the time.
+pub(crate) fn small_translator(setup: &Setup) -> (Arc<dyn Engine>, Vec<Box<dyn Vcpu>>) {
+    let options = Options {
+        code_cache: 1 << 20,
+        ..Options::default()
+    };
+    let (engine, vcpus) = Translator::create(setup, &options).expect("a translator");
+    (engine, vcpus)
+}
+
+/// Devices that answer with pseudo-random numbers and note every access.
+pub(crate) struct Devices {
+    engine: OnceLock<Weak<dyn Engine>>,
+    pub(crate) log: Mutex<Vec<Access>>,
+    ended: AtomicBool,
+}
+
+/// The most accesses that are noted.
+const LOG_MAX: usize = 100_000;
+
+impl Platform for Devices {
+    fn access(&self, access: Access) -> u64 {
+        let mut log = self.log.lock().expect("no panic while locked");
+        if log.len() < LOG_MAX {
+            log.push(access);
+        }
+        let count = log.len() as u64;
+        drop(log);
+        if access.write.is_some() {
+            if access.space == Space::Port && access.address == END_PORT.into() {
+                self.ended.store(true, Ordering::Release);
+                if let Some(engine) = self.engine.get().and_then(Weak::upgrade) {
+                    engine.kick(0);
+                }
+            }
+            return 0;
+        }
+        let mixed = (access.address ^ count << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        mixed.rotate_left(23) & (u64::MAX >> (64 - 8 * u32::from(access.bytes)))
+    }
+
+    fn end_of_interrupt(&self, _: u8) {}
+
+    fn acknowledge_external(&self) -> u8 {
+        INTERRUPT_VECTOR
+    }
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The program's end was reached.
+    Reached,
+    /// It was not, in [`PATIENCE`].
+    TimedOut,
+    /// Triple fault.
+    Shutdown,
+    /// Anything else.
+    Other(Exit),
+}
+
+/// The longest run of a program, whose normal length is less than a millisecond.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// What is left when a program has run.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    pub(crate) end: End,
+    pub(crate) state: VcpuState,
+    pub(crate) lower: Vec<u8>,
+    pub(crate) upper: Vec<u8>,
+    pub(crate) accesses: Vec<Access>,
+}
+
+/// A machine with one vCPU, or several.
+pub(crate) struct Machine {
+    pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) vcpus: Vec<Box<dyn Vcpu>>,
+    pub(crate) devices: Arc<Devices>,
+    /// The states after power-on.
+    pub(crate) reset: Vec<VcpuState>,
+    watchdog: Watchdog,
+}
+
+impl Machine {
+    pub(crate) fn new(create: Create, vcpus: u32) -> Self {
+        let regions = [(0, SYSTEM_BYTES), (PROGRAM_MEMORY, PROGRAM_MEMORY_BYTES)];
+        let regions = regions.map(|(gpa, len)| RegionSpec {
+            gpa,
+            len,
+            kind: Kind::Ram,
+        });
+        let memory = GuestMemory::new(&regions).expect("memory");
+        let setup = Setup {
+            memory: memory.clone(),
+            clock: Clock::manual(),
+            cpuid: (0..vcpus)
+                .map(|index| interpreter::cpuid::table(index, vcpus, 1_000_000))
+                .collect(),
+            tsc_khz: 1_000_000,
+            tracer: None,
+        };
+        let (engine, vcpus) = create(&setup);
+        let devices = Arc::new(Devices {
+            engine: OnceLock::new(),
+            log: Mutex::default(),
+            ended: AtomicBool::new(false),
+        });
+        let weak = Arc::downgrade(&engine);
+        assert!(devices.engine.set(weak).is_ok(), "it is set once");
+        Self {
+            memory,
+            reset: vcpus.iter().map(|vcpu| vcpu.state()).collect(),
+            vcpus,
+            watchdog: Watchdog::new(engine.clone()),
+            engine,
+            devices,
+        }
+    }
+
+    /// Writes memory whole and forgets the accesses of the run before.
+    pub(crate) fn fill(&self, [lower, upper]: &[Vec<u8>; 2]) {
+        self.memory.write(0, lower).expect("the lower region");
+        self.memory
+            .write(PROGRAM_MEMORY, upper)
+            .expect("the upper region");
+        self.devices
+            .log
+            .lock()
+            .expect("no panic while locked")
+            .clear();
+    }
+
+    /// Runs vCPU 0 from `state` to the program's end.
+    pub(crate) fn run(&mut self, state: &VcpuState) -> Outcome {
+        self.vcpus[0].set_state(state).expect("a possible state");
+        self.devices.ended.store(false, Ordering::Release);
+        self.watchdog.start();
+        let platform: Arc<dyn Platform> = self.devices.clone();
+        let exit = self.vcpus[0].run(&platform);
+        self.watchdog.stop();
+        let end = match exit {
+            Exit::Kicked if self.devices.ended.load(Ordering::Acquire) => End::Reached,
+            Exit::Kicked => End::TimedOut,
+            Exit::Shutdown(_) => End::Shutdown,
+            other => End::Other(other),
+        };
+        let mut lower = vec![0; SYSTEM_BYTES as usize];
+        let mut upper = vec![0; PROGRAM_MEMORY_BYTES as usize];
+        self.memory.read(0, &mut lower).expect("the lower region");
+        self.memory
+            .read(PROGRAM_MEMORY, &mut upper)
+            .expect("the upper region");
+        Outcome {
+            end,
+            state: self.vcpus[0].state(),
+            lower,
+            upper,
+            accesses: self
+                .devices
+                .log
+                .lock()
+                .expect("no panic while locked")
+                .clone(),
+        }
+    }
+}
+
+/// Ends runs that take too long.
+struct Watchdog {
+    shared: Arc<Watched>,
+}
+
+struct Watched {
+    /// Milliseconds after `epoch` at which the run has taken too long; 0 while there is none.
+    deadline: AtomicU64,
+    epoch: Instant,
+    gone: AtomicBool,
+}
+
+impl Watchdog {
+    fn new(engine: Arc<dyn Engine>) -> Self {
+        let shared = Arc::new(Watched {
+            deadline: AtomicU64::new(0),
+            epoch: Instant::now(),
+            gone: AtomicBool::new(false),
+        });
+        let watched = shared.clone();
+        std::thread::spawn(move || watched.watch(&*engine));
+        Self { shared }
+    }
+
+    fn start(&self) {
+        let deadline = self.shared.epoch.elapsed() + PATIENCE;
+        self.shared
+            .deadline
+            .store(deadline.as_millis() as u64, Ordering::Release);
+    }
+
+    fn stop(&self) {
+        self.shared.deadline.store(0, Ordering::Release);
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        self.shared.gone.store(true, Ordering::Release);
+    }
+}
+
+impl Watched {
+    fn watch(&self, engine: &dyn Engine) {
+        while !self.gone.load(Ordering::Acquire) {
+            std::thread::sleep(Duration::from_millis(50));
+            let deadline = self.deadline.load(Ordering::Acquire);
+            if deadline != 0 && self.epoch.elapsed().as_millis() as u64 > deadline {
+                engine.kick(0);
+            }
+        }
+    }
+}
