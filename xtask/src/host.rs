@@ -76,7 +76,8 @@ fn missing(needs: &[Need]) -> Vec<&'static str> {
     packages
 }
 
-fn is_root() -> bool {
+/// Whether this is root.
+pub(crate) fn is_root() -> bool {
     // The directory of a process belongs to its effective user (proc(5)).
     fs::metadata("/proc/self").is_ok_and(|metadata| metadata.uid() == 0)
 }

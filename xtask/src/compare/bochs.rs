@@ -5,8 +5,9 @@
 //! chaining", its fastest mode of execution; the comparison is with what Debian's users get.
 
 use super::boot::Boot;
-use super::peer::Peer;
+use super::peer::{Pace, Peer};
 use super::results::PeerDescription;
+use super::workload::Scene;
 use crate::host::{self, Need};
 use crate::step;
 use anyhow::{Context, Result};
@@ -62,7 +63,7 @@ impl Peer for Bochs {
         })
     }
 
-    fn prepare(&self, boot: &Boot, directory: &Path) -> Result<Command> {
+    fn prepare(&self, boot: &Boot<'_>, directory: &Path) -> Result<Command> {
         let disc = directory.join("boot.iso");
         make_disc(boot, &directory.join("disc"), &disc)?;
         let settings = directory.join("bochsrc");
@@ -82,14 +83,23 @@ impl Peer for Bochs {
             .arg(start);
         Ok(command)
     }
+
+    fn pace(&self) -> Pace {
+        Pace::Slow
+    }
+
+    /// Its CPUs take turns on one thread.
+    fn runs(&self, scene: Scene) -> bool {
+        scene.cpus() == 1
+    }
 }
 
 /// Makes a disc to boot from, of the files in `files`.
-fn make_disc(boot: &Boot, files: &Path, disc: &Path) -> Result<()> {
+fn make_disc(boot: &Boot<'_>, files: &Path, disc: &Path) -> Result<()> {
     fs::create_dir(files)?;
     let sources = [
-        (boot.kernel.as_path(), "linux"),
-        (boot.initrd.as_path(), "initrd"),
+        (boot.kernel, "linux"),
+        (boot.initrd, "initrd"),
         (Path::new(LOADER), "isolinux.bin"),
         (Path::new(LOADER_MODULE), "ldlinux.c32"),
     ];
@@ -99,7 +109,7 @@ fn make_disc(boot: &Boot, files: &Path, disc: &Path) -> Result<()> {
     }
     let menu = format!(
         "default linux\nprompt 0\nlabel linux\n kernel /linux\n initrd /initrd\n append {}\n",
-        boot.command_line
+        boot.command_line()
     );
     fs::write(files.join("isolinux.cfg"), menu)?;
     let mut command = Command::new("genisoimage");
@@ -113,7 +123,7 @@ fn make_disc(boot: &Boot, files: &Path, disc: &Path) -> Result<()> {
 /// The display is a VNC server that waits for nobody: Debian has none that is less. Sound is off,
 /// since a host without any is one that Bochs does not get on with. Powering off is a "panic" to
 /// Bochs, which is to end it.
-fn configuration(boot: &Boot, disc: &Path, log: &Path) -> String {
+fn configuration(boot: &Boot<'_>, disc: &Path, log: &Path) -> String {
     let memory = boot.memory_mib;
     let (disc, log) = (disc.display(), log.display());
     format!(

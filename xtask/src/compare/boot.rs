@@ -1,120 +1,155 @@
-//! What all peers boot: Debian's kernel, and its guest's initrd with the workload's process 1.
+//! What all peers run: Debian's kernel, its guest's initrd, and the workloads' files.
 
-use super::workload::{COMMAND_LINE, Workload};
+use super::userland::Userland;
+use super::workload::{Scene, Workload};
 use anyhow::{Context, Result};
-use image::{Event, GuestSpec, KernelChoice, Options, Stage};
+use image::{Archive, Event, GuestSpec, KernelChoice, Options, Stage};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// One boot. The peers have it in common, to the byte.
+/// The kernel's command line, without what the workloads' process 1 finds in its environment.
+///
+/// `earlyprintk` gives the decompressor a voice. `quiet` keeps the kernel's messages off the
+/// serial port: emulators differ in whether a character takes the time it takes at 115,200 baud,
+/// which is not what is to be compared.
+const COMMAND_LINE: &str = "console=ttyS0,115200 earlyprintk=serial,ttyS0,115200 nokaslr quiet \
+                            panic=-1 rdinit=/compare";
+
+/// The initrds, made once for all runs.
 #[derive(Debug)]
-pub(crate) struct Boot {
-    /// A bzImage.
-    pub(crate) kernel: PathBuf,
-    /// The initrd.
-    pub(crate) initrd: PathBuf,
-    /// The kernel's command line.
-    pub(crate) command_line: &'static str,
-    /// The guest's memory in MiB.
-    pub(crate) memory_mib: u32,
+pub(crate) struct Initrds {
+    kernel: PathBuf,
+    /// Of [`Scene::Boot`].
+    small: PathBuf,
+    /// Of the other scenes.
+    whole: PathBuf,
+    /// The files that the workloads' initrd adds, for the host.
+    root: PathBuf,
 }
 
-impl Boot {
-    /// Makes what `workload` needs, in `directory`.
-    pub(crate) fn new(
-        guest: &image::Guest,
-        workload: &Workload,
-        memory_mib: u32,
-        directory: &Path,
-    ) -> Result<Self> {
+impl Initrds {
+    /// Makes them in `directory`.
+    pub(crate) fn new(guest: &image::Guest, userland: &Userland, directory: &Path) -> Result<Self> {
         let path = &guest.initrd;
-        let mut initrd =
-            fs::read(path).with_context(|| format!("can't read {}", path.display()))?;
-        initrd.extend(archive("compare", workload.init().as_bytes()));
-        let made = directory.join("initrd");
-        fs::write(&made, initrd)?;
+        let debian = fs::read(path).with_context(|| format!("can't read {}", path.display()))?;
+        let write = |name: &str, added: Vec<u8>| -> Result<PathBuf> {
+            let path = directory.join(name);
+            fs::write(&path, [debian.as_slice(), &added].concat())?;
+            Ok(path)
+        };
+        let mut init = Archive::default();
+        init.file("compare", 0o755, &userland.script()?);
         Ok(Self {
             kernel: guest.kernel.clone(),
-            initrd: made,
-            command_line: COMMAND_LINE,
-            memory_mib,
+            small: write("initrd-small", init.finish())?,
+            whole: write("initrd-whole", userland.archive()?)?,
+            root: userland.root().to_owned(),
         })
+    }
+}
+
+/// One run of one scene. Those of one comparison have all but the environment in common, to the
+/// byte.
+#[derive(Debug)]
+pub(crate) struct Boot<'a> {
+    /// A bzImage.
+    pub(crate) kernel: &'a Path,
+    /// The initrd.
+    pub(crate) initrd: &'a Path,
+    /// The root directory of the workloads' files on the host.
+    pub(crate) root: &'a Path,
+    /// The memory in MiB.
+    pub(crate) memory_mib: u32,
+    /// The number of CPUs.
+    pub(crate) cpus: u32,
+    /// What `init.sh` finds in its environment.
+    environment: [(&'static str, String); 2],
+}
+
+impl<'a> Boot<'a> {
+    /// A run of `workloads`, all of `scene`, of whose work one part in `divisor` is done.
+    pub(crate) fn new(
+        initrds: &'a Initrds,
+        scene: Scene,
+        workloads: &[&Workload],
+        divisor: u32,
+        memory_mib: u32,
+    ) -> Self {
+        let initrd = match scene {
+            Scene::Boot => &initrds.small,
+            Scene::OneCpu | Scene::TwoCpus => &initrds.whole,
+        };
+        let mut names = ",".to_owned();
+        for workload in workloads {
+            names += workload.name;
+            names.push(',');
+        }
+        Self {
+            kernel: &initrds.kernel,
+            initrd,
+            root: &initrds.root,
+            memory_mib,
+            cpus: scene.cpus(),
+            environment: [("WORKLOADS", names), ("DIVISOR", divisor.to_string())],
+        }
+    }
+
+    /// The environment that chooses the workloads, for a process on the host.
+    pub(crate) fn environment(&self) -> impl Iterator<Item = (&str, &str)> {
+        let pairs = self.environment.iter();
+        pairs.map(|(name, value)| (*name, value.as_str()))
+    }
+
+    /// The kernel's command line. What the kernel does not know it gives to process 1 as its
+    /// environment (Linux, Documentation/admin-guide/kernel-parameters.rst).
+    pub(crate) fn command_line(&self) -> String {
+        let mut line = format!("{COMMAND_LINE} GUEST=1");
+        for (name, value) in self.environment() {
+            line += &format!(" {name}={value}");
+        }
+        line
     }
 }
 
 /// Debian's guest, with a kernel of `series`.
 pub(crate) fn guest(series: Option<String>) -> Result<image::Guest> {
     let kernel = series.map_or(KernelChoice::Default, KernelChoice::Series);
-    let mut progress = |event: Event<'_>| match event {
+    Ok(image::debian(
+        &GuestSpec { kernel },
+        &Options::default(),
+        &mut report,
+    )?)
+}
+
+/// Tells what takes time.
+pub(crate) fn report(event: Event<'_>) {
+    match event {
         Event::Stage(Stage::Lists) => println!("looking up Debian's packages"),
         Event::Stage(Stage::Download) => println!("downloading Debian's packages"),
         Event::Note(note) => println!("{note}"),
         _ => {}
-    };
-    Ok(image::debian(
-        &GuestSpec { kernel },
-        &Options::default(),
-        &mut progress,
-    )?)
-}
-
-/// An archive for the kernel to unpack, with one program. It may follow other archives, whose
-/// lengths are multiples of 4 bytes.
-///
-/// Source: Linux, Documentation/driver-api/early-userspace/buffer-format.rst, "newc".
-fn archive(name: &str, content: &[u8]) -> Vec<u8> {
-    const S_IFREG: usize = 0o100_000;
-    let mut archive = Vec::new();
-    for (name, mode, content) in [(name, S_IFREG | 0o755, content), ("TRAILER!!!", 0, &[][..])] {
-        archive.extend_from_slice(b"070701");
-        let (inode, uid, gid, links, mtime) = (0, 0, 0, 1, 0);
-        let (device, of_device, check) = ([0, 0], [0, 0], 0);
-        let fields = [
-            inode,
-            mode,
-            uid,
-            gid,
-            links,
-            mtime,
-            content.len(),
-            device[0],
-            device[1],
-            of_device[0],
-            of_device[1],
-            name.len() + 1,
-            check,
-        ];
-        archive.extend(
-            fields
-                .iter()
-                .flat_map(|field| format!("{field:08x}").into_bytes()),
-        );
-        archive.extend_from_slice(name.as_bytes());
-        archive.push(0);
-        archive.resize(archive.len().next_multiple_of(4), 0);
-        archive.extend_from_slice(content);
-        archive.resize(archive.len().next_multiple_of(4), 0);
     }
-    archive
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::workloads::WORKLOADS;
     use super::*;
 
     #[test]
-    fn the_archive_is_in_newc_format() {
-        let archive = archive("init", b"abcde");
-        assert_eq!(archive.len() % 4, 0);
-        assert!(archive.starts_with(b"070701"));
-        let field = |n: usize| std::str::from_utf8(&archive[6 + 8 * n..14 + 8 * n]).unwrap();
-        assert_eq!(
-            (field(1), field(6), field(11)),
-            ("000081ed", "00000005", "00000005")
-        );
-        // The name ends at 115, the content begins at the next multiple of 4 and fills 8 bytes.
-        assert_eq!(&archive[110..116], b"init\0\0");
-        assert_eq!(&archive[116..124], b"abcde\0\0\0");
-        assert!(archive[124..].starts_with(b"070701"));
+    fn the_command_line_is_short_enough_and_chooses() {
+        let initrds = Initrds {
+            kernel: "k".into(),
+            small: "s".into(),
+            whole: "w".into(),
+            root: "r".into(),
+        };
+        let all: Vec<_> = WORKLOADS.iter().collect();
+        let boot = Boot::new(&initrds, Scene::TwoCpus, &all, 20, 512);
+        let line = boot.command_line();
+        // COMMAND_LINE_SIZE of Linux on x86.
+        assert!(line.len() < 2048, "{line}");
+        assert!(line.contains(" GUEST=1 WORKLOADS=,boot,") && line.ends_with(", DIVISOR=20"));
+        assert_eq!((boot.cpus, boot.initrd), (2, Path::new("w")));
     }
 }

@@ -1,10 +1,10 @@
 //! Doppel itself.
 
 use super::boot::Boot;
-use super::peer::Peer;
+use super::peer::{Pace, Peer};
 use super::results::PeerDescription;
 use crate::step;
-use crate::workspace::{cargo, root};
+use crate::workspace::{self, cargo, root};
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,14 +13,16 @@ use std::process::Command;
 pub(crate) struct Doppel {
     engine: &'static str,
     id: String,
+    pace: Pace,
 }
 
 impl Doppel {
     /// Doppel with `engine`.
-    pub(crate) fn new(engine: &'static str) -> Self {
+    pub(crate) fn new(engine: &'static str, pace: Pace) -> Self {
         Self {
             engine,
             id: format!("doppel-{engine}"),
+            pace,
         }
     }
 }
@@ -52,29 +54,28 @@ impl Peer for Doppel {
         })
     }
 
-    fn prepare(&self, boot: &Boot, _: &Path) -> Result<Command> {
+    fn prepare(&self, boot: &Boot<'_>, _: &Path) -> Result<Command> {
         let mut command = Command::new(program());
-        command.args(["run", "--engine", self.engine, "--cpus", "1"]);
-        command.arg("--memory").arg(format!("{}M", boot.memory_mib));
-        command
-            .arg("--kernel")
-            .arg(&boot.kernel)
-            .arg("--initrd")
-            .arg(&boot.initrd);
-        command.args([
-            "--cmdline",
-            boot.command_line,
-            "--console",
-            "stdio",
-            "--no-reboot",
-        ]);
+        command.args(["run", "--engine", self.engine]);
+        command.args(["--cpus", &boot.cpus.to_string()]);
+        command.args(["--memory", &format!("{}M", boot.memory_mib)]);
+        command.arg("--kernel").arg(boot.kernel);
+        command.arg("--initrd").arg(boot.initrd);
+        command.args(["--cmdline", &boot.command_line()]);
+        command.args(["--console", "stdio", "--no-reboot"]);
         Ok(command)
+    }
+
+    fn tells_memory(&self) -> bool {
+        true
+    }
+
+    fn pace(&self) -> Pace {
+        self.pace
     }
 }
 
 /// The program that `install` builds.
 fn program() -> PathBuf {
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
-    root().join(target).join("dist/doppel")
+    workspace::target().join("dist/doppel")
 }

@@ -1,129 +1,181 @@
 //! One run of one peer, timed by the lines on the guest's first serial port.
 
-use super::workload::Mark;
-use anyhow::{Context, Result, bail};
-use std::collections::BTreeMap;
+use super::line::Line;
+use super::processes::Family;
+use super::workloads::{BOOT, BOOT_WHOLE};
+use anyhow::{Context, Result};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 /// The most bytes of one line that are looked at.
 const LINE_BYTES_MAX: u64 = 4096;
 
-/// The unit of times in /proc/PID/stat: `USER_HZ`, which is 100 on every x86 Linux (proc(5)).
-const TICK: Duration = Duration::from_millis(10);
-
 /// When something happened in a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Moment {
-    /// Time since the emulator was started.
+    /// Time since the peer was started.
     pub(crate) wall: Duration,
-    /// CPU time that the emulator had used, on all its threads.
+    /// CPU time that the peer had used, in all its processes.
     pub(crate) cpu: Duration,
 }
 
-/// When each mark came.
-pub(crate) type Times = BTreeMap<Mark, Moment>;
+impl Moment {
+    fn since(self, earlier: Self) -> Self {
+        Self {
+            wall: self.wall.saturating_sub(earlier.wall),
+            cpu: self.cpu.saturating_sub(earlier.cpu),
+        }
+    }
+}
 
-/// A running emulator, which ends with this value.
+/// A workload that was done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Finished {
+    /// Its name.
+    pub(crate) workload: String,
+    /// How long it took.
+    pub(crate) time: Moment,
+    /// What it printed.
+    pub(crate) result: String,
+}
+
+/// What became of a run.
+#[derive(Debug, Default)]
+pub(crate) struct Run {
+    /// The workloads that were done, in their order.
+    pub(crate) finished: Vec<Finished>,
+    /// The workloads whose programs failed, and the last that was said before.
+    pub(crate) failed: Vec<(String, String)>,
+    /// Whether the first process ran.
+    pub(crate) reached_init: bool,
+    /// The monitor's own memory at the end, in KiB: see [`Family::memory_kib`].
+    pub(crate) memory_kib: Option<u64>,
+    /// Why it did not come to its end, if it did not.
+    pub(crate) failure: Option<String>,
+}
+
+/// A running peer, which ends with this value.
 struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
+        Family::of(self.0.id()).kill();
+        // Its status says nothing new.
         let _ = self.0.wait();
     }
 }
 
-/// Starts `command`, and stops it when `last` has come. Its messages go into `directory`.
+/// Runs `command` to its last line, or until no line has come for `patience`. Its messages go
+/// into `directory`.
 ///
 /// # Errors
-/// If `last` has not come after `timeout`, or the command ends before.
-pub(crate) fn run(
-    command: &mut Command,
-    last: Mark,
-    timeout: Duration,
-    directory: &Path,
-) -> Result<Times> {
+/// If it can't be started.
+pub(crate) fn run(command: &mut Command, patience: Duration, directory: &Path) -> Result<Run> {
     let messages = directory.join("messages");
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(File::create(&messages)?);
-    let start = Instant::now();
     let name = command.get_program().to_string_lossy().into_owned();
-    let mut running = Running(
-        command
-            .spawn()
-            .with_context(|| format!("can't run {name}"))?,
-    );
+    let start = Instant::now();
+    let child = command
+        .spawn()
+        .with_context(|| format!("can't run {name}"))?;
+    let mut running = Running(child);
     let output = running.0.stdout.take().context("no output")?;
-    let id = running.0.id();
+    let family = Family::of(running.0.id());
     let (sender, lines) = mpsc::channel();
     std::thread::spawn(move || {
         read_lines(output, |line| {
-            let moment = Moment {
-                wall: start.elapsed(),
-                cpu: cpu_time(id),
+            let wall = start.elapsed();
+            let cpu = match Line::parse(&line) {
+                Some(_) => family.cpu_time(),
+                None => Duration::ZERO,
             };
-            sender.send((moment, line)).is_ok()
+            sender.send((Moment { wall, cpu }, line)).is_ok()
         });
     });
-    let mut times = Times::from([(Mark::Start, Moment::default())]);
+    let mut log = Log::default();
+    log.run.failure = follow(&mut log, &lines, patience).err().map(|failure| {
+        let messages = std::fs::read_to_string(&messages).unwrap_or_default();
+        let last = messages.lines().next_back();
+        last.map_or(failure.clone(), |last| {
+            format!("{failure}; it said: {last}")
+        })
+    });
+    if log.run.failure.is_none() {
+        log.run.memory_kib = Some(family.memory_kib());
+    }
+    Ok(log.run)
+}
+
+/// Notes lines up to the last one.
+fn follow(
+    log: &mut Log,
+    lines: &Receiver<(Moment, String)>,
+    patience: Duration,
+) -> Result<(), String> {
     let mut said = String::new();
-    while !times.contains_key(&last) {
-        let left = timeout.saturating_sub(start.elapsed());
-        match lines.recv_timeout(left) {
-            Ok((at, line)) => {
-                note(&mut times, at, &line);
-                said = line;
+    loop {
+        match lines.recv_timeout(patience) {
+            Ok((at, text)) => {
+                match Line::parse(&text) {
+                    Some(Line::Done) => return Ok(()),
+                    Some(Line::Failed(name)) => log.run.failed.push((name.to_owned(), said)),
+                    Some(line) => log.note(at, line),
+                    None => {}
+                }
+                said = text;
             }
             Err(RecvTimeoutError::Timeout) => {
-                bail!(
-                    "no '{}' after {} s; last line: {said}",
-                    last.text(),
-                    timeout.as_secs()
-                )
+                let seconds = patience.as_secs();
+                return Err(format!("nothing for {seconds} s after the line '{said}'"));
             }
             Err(RecvTimeoutError::Disconnected) => {
-                let messages = std::fs::read_to_string(&messages).unwrap_or_default();
-                let message = messages.lines().next_back().unwrap_or("it said nothing");
-                bail!(
-                    "ended without '{}': {message}; last line: {said}",
-                    last.text()
-                )
+                return Err(format!("it ended after the line '{said}'"));
             }
         }
     }
-    Ok(times)
 }
 
-/// Notes which marks `line` is, the first time.
-fn note(times: &mut Times, at: Moment, line: &str) {
-    for mark in Mark::LINES {
-        if line.contains(mark.text()) {
-            times.entry(mark).or_insert(at);
+/// A run as it goes.
+#[derive(Debug, Default)]
+struct Log {
+    run: Run,
+    /// When the kernel was entered.
+    kernel: Option<Moment>,
+    /// When the time of the workload that runs began to count.
+    begin: Moment,
+}
+
+impl Log {
+    fn note(&mut self, at: Moment, line: Line<'_>) {
+        match line {
+            Line::Kernel => self.kernel = Some(at),
+            Line::Init => {
+                self.run.reached_init = true;
+                self.finish(BOOT_WHOLE, at, "");
+                if let Some(kernel) = self.kernel {
+                    self.finish(BOOT, at.since(kernel), "");
+                }
+            }
+            Line::Begin(_) | Line::Go => self.begin = at,
+            Line::End(name, result) => self.finish(name, at.since(self.begin), result),
+            Line::Failed(_) | Line::Done => {}
         }
     }
-}
 
-/// CPU time that process `id` has used; zero if it is gone.
-fn cpu_time(id: u32) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
-    TICK * cpu_ticks(&stat).unwrap_or(0)
-}
-
-/// The sum of `utime` and `stime` in /proc/PID/stat: fields 14 and 15, of which the second is in
-/// brackets and may hold anything (proc(5)).
-fn cpu_ticks(stat: &str) -> Option<u32> {
-    let (_, from_third) = stat.rsplit_once(") ")?;
-    let mut fields = from_third.split(' ').skip(14 - 3);
-    let (user, system) = (fields.next()?, fields.next()?);
-    user.parse::<u32>().ok()?.checked_add(system.parse().ok()?)
+    fn finish(&mut self, workload: &str, time: Moment, result: &str) {
+        self.run.finished.push(Finished {
+            workload: workload.to_owned(),
+            time,
+            result: result.to_owned(),
+        });
+    }
 }
 
 /// Gives each line of `input` to `take`, until there are no more or it does not want any.
@@ -131,11 +183,8 @@ fn read_lines(input: impl Read, mut take: impl FnMut(String) -> bool) {
     let mut input = BufReader::new(input);
     loop {
         let mut line = Vec::new();
-        match input
-            .by_ref()
-            .take(LINE_BYTES_MAX)
-            .read_until(b'\n', &mut line)
-        {
+        let mut limited = input.by_ref().take(LINE_BYTES_MAX);
+        match limited.read_until(b'\n', &mut line) {
             Ok(0) | Err(_) => return,
             Ok(_) => {
                 let text = String::from_utf8_lossy(&line).trim_end().to_owned();
@@ -151,69 +200,64 @@ fn read_lines(input: impl Read, mut take: impl FnMut(String) -> bool) {
 mod tests {
     use super::*;
 
-    fn shell(script: &str, last: Mark) -> Result<Times> {
+    fn shell(script: &str, patience: Duration) -> Run {
         let directory = tempfile::tempdir().unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        run(
-            &mut command,
-            last,
-            Duration::from_secs(60),
-            directory.path(),
-        )
+        run(&mut command, patience, directory.path()).unwrap()
     }
 
+    const LONG: Duration = Duration::from_secs(60);
+
     #[test]
-    fn marks_are_noted_in_order() {
-        let script = "echo x compare: init; echo; echo compare: done; sleep 1000";
-        let times = shell(script, Mark::Done).unwrap();
-        assert_eq!(
-            times.keys().copied().collect::<Vec<_>>(),
-            [Mark::Start, Mark::Init, Mark::Done]
+    fn a_run_is_what_its_lines_say() {
+        let run = shell(
+            "echo compare: init; echo; echo compare: begin a; echo compare: end a 1 2; \
+             echo compare: begin b; echo oh; echo compare: failed b; echo compare: done; sleep 1000",
+            LONG,
         );
-        assert!(times[&Mark::Init].wall <= times[&Mark::Done].wall);
+        let finished: Vec<_> = run
+            .finished
+            .iter()
+            .map(|f| (&*f.workload, &*f.result))
+            .collect();
+        assert_eq!(finished, [(BOOT_WHOLE, ""), ("a", "1 2")]);
+        assert_eq!(run.failed, [("b".to_owned(), "oh".to_owned())]);
+        assert!(run.reached_init && run.memory_kib.is_some_and(|kib| kib > 0));
+        assert_eq!(run.failure, None);
     }
 
     #[test]
-    fn an_emulator_that_ends_early_is_an_error_with_its_own_words() {
-        let error = shell("echo compare: init; echo no BIOS >&2", Mark::Done).unwrap_err();
-        let text = error.to_string();
+    fn a_peer_that_ends_early_is_a_failure_with_its_own_words() {
+        let run = shell("echo compare: init; echo no BIOS >&2", LONG);
+        let failure = run.failure.unwrap();
         assert!(
-            text.contains("no BIOS") && text.contains("compare: init"),
-            "{text}"
+            failure.contains("'compare: init'") && failure.contains("no BIOS"),
+            "{failure}"
         );
     }
 
     #[test]
-    fn a_guest_that_hangs_is_an_error() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut command = Command::new("sleep");
-        let error = run(
-            command.arg("1000"),
-            Mark::Init,
-            Duration::ZERO,
-            directory.path(),
-        );
-        assert!(error.unwrap_err().to_string().contains("after 0 s"));
+    fn a_guest_that_hangs_is_a_failure() {
+        let run = shell("sleep 1000", Duration::ZERO);
+        assert!(run.failure.unwrap().contains("nothing for 0 s"));
+        assert!(!run.reached_init);
     }
 
     #[test]
-    fn only_the_first_of_a_mark_counts() {
-        let mut times = Times::new();
-        let moment = |seconds| Moment {
+    fn time_counts_from_the_last_word_before_the_work() {
+        let mut log = Log::default();
+        let at = |seconds| Moment {
             wall: Duration::from_secs(seconds),
-            ..Moment::default()
+            cpu: Duration::from_secs(seconds / 2),
         };
-        note(&mut times, moment(1), "compare: init");
-        note(&mut times, moment(2), "compare: init");
-        assert_eq!(times, Times::from([(Mark::Init, moment(1))]));
-    }
-
-    #[test]
-    fn cpu_time_is_that_of_all_modes() {
-        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194304 100 0 0 0 12 34 0 0 20 0 1 0";
-        assert_eq!(cpu_ticks(stat), Some(46));
-        assert_eq!(cpu_ticks("7 (a) S 1"), None);
+        log.note(at(2), Line::Kernel);
+        log.note(at(6), Line::Init);
+        log.note(at(8), Line::Begin("a"));
+        log.note(at(10), Line::Go);
+        log.note(at(16), Line::End("a", ""));
+        let times: Vec<_> = log.run.finished.iter().map(|f| f.time).collect();
+        assert_eq!(times, [at(6), at(4), at(6)]);
     }
 
     #[test]

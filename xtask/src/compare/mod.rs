@@ -1,34 +1,50 @@
-//! `cargo xtask compare`: Doppel beside other emulators, in one run.
+//! `cargo xtask compare`: Doppel beside other emulators, and beside the host, in one run.
 //!
-//! Every peer boots the same kernel, initrd and command line, with the same memory and one CPU,
-//! in turn, so that a machine that gets busier or slower meets all of them. Only ratios within
+//! Every guest has the same kernel, initrd and command line, and the same memory and CPUs. Peers
+//! take turns, so that a machine that gets busier or slower meets all of them. Only ratios within
 //! one run mean anything.
 //!
-//! - `workload`: what the guest does, and which spans of time count;
-//! - `boot`: the kernel and the initrd that carry it;
-//! - `peer`, `doppel`, `bochs`: who runs it;
-//! - `measure`: one run, timed by the lines on the guest's first serial port;
-//! - `results`: what is kept of all runs; `table` and `plot` show it.
+//! - `workload`, `workloads`: what is done, and where;
+//! - `guest/`: its programs, which `packages` and `userland` gather;
+//! - `boot`: the kernel and the initrds that carry them;
+//! - `peer`: who runs them: `doppel`, `qemu`, `native`, `bochs`;
+//! - `runner`: all of them in order;
+//! - `measure`: one run, timed by the guest's serial lines (`line`), with a look at the monitor's
+//!   processes (`processes`);
+//! - `results`, `setting`: what is kept; `bars`, `table` and `plot` show it.
 
+mod bars;
 mod bochs;
 mod boot;
 mod doppel;
+mod line;
 mod measure;
+mod native;
+mod packages;
 mod peer;
 mod plot;
+mod processes;
+mod qemu;
 mod results;
+mod runner;
+mod setting;
 mod table;
+mod userland;
 mod workload;
+mod workloads;
 
 use crate::workspace;
 use anyhow::{Context, Result, bail};
-use boot::Boot;
-use peer::Peer;
-use results::{Measurement, Results, Setting};
+use boot::Initrds;
+use peer::{Pace, Peer};
+use results::Results;
+use runner::{Runner, SLOW_DIVISOR};
+use setting::Setting;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use workload::{WORKLOADS, Workload};
+use userland::Userland;
+use workloads::WORKLOADS;
 
 /// Options of `cargo xtask compare`.
 #[derive(Debug, clap::Args)]
@@ -37,7 +53,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     repetitions: u32,
 
-    /// Peers, separated by commas [default: all]
+    /// Peers, separated by commas; ratios are to the first [default: all but bochs]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     peers: Vec<String>,
 
@@ -45,16 +61,20 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     workloads: Vec<String>,
 
+    /// Do a twentieth of the work: for a test of the comparison, not of the peers
+    #[arg(long)]
+    quick: bool,
+
     /// Series of Debian's kernel, such as 6.12 [default: the newest of the host's release]
     #[arg(long, value_name = "SERIES")]
     kernel_series: Option<String>,
 
     /// The guest's memory in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 512)]
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
     memory: u32,
 
-    /// Seconds after which a run has failed
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    /// Seconds without a line of output after which a workload has failed
+    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
     timeout: u64,
 
     /// Directory for the results [default: docs, in the workspace]
@@ -62,41 +82,74 @@ pub(crate) struct Args {
     output: Option<PathBuf>,
 }
 
-/// Runs the comparison, prints the table and writes the files.
+/// Runs the comparison, prints the tables and writes the files.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let peers = chosen(all_peers(), |peer| peer.id(), &args.peers, "peer")?;
-    let workloads = chosen(
-        WORKLOADS.iter().collect(),
-        |w| w.name,
-        &args.workloads,
-        "workload",
-    )?;
+    let peers = chosen_peers(&args.peers)?;
+    let all = WORKLOADS.iter().collect();
+    let workloads = chosen(all, |w| w.name, &args.workloads, "workload")?;
     for peer in &peers {
         peer.install()?;
     }
+    let scratch = tempfile::Builder::new().prefix("compare-").tempdir()?;
+    let userland = Userland::new(&scratch.path().join("root"))?;
     let guest = boot::guest(args.kernel_series.clone())?;
-    let setting = Setting::now(guest.kernel_release.clone(), args.memory, command_words())?;
+    let initrds = Initrds::new(&guest, &userland, scratch.path())?;
+    let divisor = if args.quick { SLOW_DIVISOR } else { 1 };
+    let release = guest.kernel_release.clone();
+    let setting = Setting::now(release, args.memory, divisor, command_words())?;
     let mut results = Results::new(setting);
     for peer in &peers {
         results.peers.push(peer.describe()?);
     }
-    for workload in workloads {
-        let measured = measure_workload(workload, &peers, &guest, args)?;
-        results.measurements.extend(measured);
+    let mut runner = Runner::new(&initrds, results);
+    runner.workloads = workloads;
+    runner.memory_mib = args.memory;
+    runner.patience = Duration::from_secs(args.timeout);
+    runner.divisor = divisor;
+    for repetition in 0..args.repetitions {
+        for peer in &peers {
+            if peer.pace() == Pace::Full || repetition == 0 {
+                runner.run(peer.as_ref())?;
+            }
+        }
     }
-    println!("{}", table::text(&results));
+    let results = runner.results;
+    println!("\n{}", table::text(&results));
     let directory = args
         .output
         .clone()
         .unwrap_or_else(|| workspace::root().join("docs"));
-    write(&directory, &results)
+    write(&directory, &results)?;
+    match results.failures().count() {
+        0 => Ok(()),
+        count => bail!("{count} measurements failed; the table tells which"),
+    }
 }
 
-/// All peers; ratios are to the first.
+/// The peers that are named, in that order, or those that take part by default.
+fn chosen_peers(names: &[String]) -> Result<Vec<Box<dyn Peer>>> {
+    if names.is_empty() {
+        return Ok(default_peers());
+    }
+    let mut peers = chosen(all_peers(), |peer| peer.id(), names, "peer")?;
+    peers.sort_by_key(|peer| names.iter().position(|name| name == peer.id()));
+    Ok(peers)
+}
+
+/// All peers.
 fn all_peers() -> Vec<Box<dyn Peer>> {
+    let mut peers = default_peers();
+    peers.push(Box::new(bochs::Bochs));
+    peers
+}
+
+/// The peers that take part if none is named; ratios are to the first.
+fn default_peers() -> Vec<Box<dyn Peer>> {
     vec![
-        Box::new(doppel::Doppel::new("interpreter")),
-        Box::new(bochs::Bochs),
+        Box::new(doppel::Doppel::new("translator", Pace::Full)),
+        Box::new(qemu::Qemu::new()),
+        Box::new(native::Native),
+        Box::new(doppel::Doppel::new("interpreter", Pace::Slow)),
     ]
 }
 
@@ -115,37 +168,6 @@ fn chosen<T>(
     }
     let is_chosen = |item: &T| names.is_empty() || names.iter().any(|n| n == name(item));
     Ok(all.into_iter().filter(is_chosen).collect())
-}
-
-/// Runs one workload on all peers, in turn.
-fn measure_workload(
-    workload: &Workload,
-    peers: &[Box<dyn Peer>],
-    guest: &image::Guest,
-    args: &Args,
-) -> Result<Vec<Measurement>> {
-    let scratch = tempfile::Builder::new().prefix("compare-").tempdir()?;
-    let boot = Boot::new(guest, workload, args.memory, scratch.path())?;
-    let mut commands = Vec::new();
-    for peer in peers {
-        let directory = scratch.path().join(peer.id());
-        fs::create_dir(&directory)?;
-        commands.push((peer, peer.prepare(&boot, &directory)?, directory));
-    }
-    let mut measured = Measurement::none(workload, peers);
-    for repetition in 1..=args.repetitions {
-        for (peer, command, directory) in &mut commands {
-            let timeout = Duration::from_secs(args.timeout);
-            let times = measure::run(command, workload.last_mark(), timeout, directory)
-                .with_context(|| format!("{}, workload {}", peer.id(), workload.name))?;
-            for measurement in measured.iter_mut().filter(|m| m.peer == peer.id()) {
-                let seconds = measurement.add(&times)?;
-                let (title, peer) = (measurement.title(), &measurement.peer);
-                println!("{title}: {peer} {seconds:.2} s (run {repetition})");
-            }
-        }
-    }
-    Ok(measured)
 }
 
 fn write(directory: &Path, results: &Results) -> Result<()> {
@@ -179,6 +201,21 @@ fn command_words() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_peer_named_is_the_first() {
+        let ids = |words: &[&str]| -> Vec<String> {
+            let names: Vec<_> = words.iter().map(|&w| w.to_owned()).collect();
+            let peers = chosen_peers(&names).unwrap();
+            peers.iter().map(|peer| peer.id().to_owned()).collect()
+        };
+        assert_eq!(
+            ids(&["qemu", "doppel-interpreter"]),
+            ["qemu", "doppel-interpreter"]
+        );
+        assert_eq!(ids(&[])[0], "doppel-translator");
+        assert!(!ids(&[]).contains(&"bochs".to_owned()));
+    }
 
     #[test]
     fn items_are_chosen_by_name() {

@@ -1,18 +1,27 @@
 //! The results as text, and as `docs/comparison.md`.
 
-use super::results::{Measurement, Results};
+use super::bars::{self, Bar};
+use super::results::Results;
+use super::runner::SLOW_DIVISOR;
 use std::fmt::Write;
 
-/// The table for a terminal.
+/// What stands where nothing was measured.
+const NOTHING: &str = "–";
+
+/// The tables for a terminal.
 pub(crate) fn text(results: &Results) -> String {
-    let rows = cells(results);
+    format!("{}\n{}", aligned(&times(results)), aligned(&bars(results)))
+}
+
+/// Rows of cells in columns.
+fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.first().map_or(0, Vec::len);
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<_> = (0..columns)
         .map(|column| width(column).unwrap_or(0))
         .collect();
     let mut text = String::new();
-    for row in &rows {
+    for row in rows {
         let cells = row
             .iter()
             .zip(&widths)
@@ -26,36 +35,59 @@ pub(crate) fn text(results: &Results) -> String {
 /// The document.
 pub(crate) fn document(results: &Results) -> String {
     let setting = &results.setting;
+    let subject = results.peers.first().map_or("", |peer| peer.id.as_str());
     let mut text = String::from("# Comparison\n\n");
     let _ = writeln!(
         text,
-        "Seconds, of wall time and of the emulator's CPU time: the median of all runs, in brackets the shortest and the longest. \
-         All peers boot the same kernel, initrd and command line, in turn. Ratios are to {}; \
-         above 1, the peer takes longer. This file is written by `{}`.\n",
-        results.peers[0].id, setting.command
+        "Seconds by the host's clock: the median of all runs, in brackets the shortest and the \
+         longest. All guests have the same kernel, initrd and command line, in turn; native runs \
+         the same programs on the host. {subject} is compared: a ratio A / B says how many times \
+         as long as B A takes. This file is written by `{}`.\n",
+        setting.command
     );
-    let _ = writeln!(
-        text,
-        "{}\n![The same as a plot](comparison.svg)\n",
-        markdown(results)
-    );
-    text += "## Workloads\n\n";
+    if setting.divisor > 1 {
+        let _ = writeln!(
+            text,
+            "Only one part in {} of the work was done, which says little: for a test of the \
+             comparison itself.\n",
+            setting.divisor
+        );
+    }
+    let _ = writeln!(text, "{}", markdown(&times(results)));
+    let _ = writeln!(text, "## Bars\n\n{}", markdown(&bars(results)));
+    text += "![How many times as long as others](comparison.svg)\n\n";
+    let failures: Vec<_> = results.failures().collect();
+    if !failures.is_empty() {
+        let _ = writeln!(text, "## Failures\n\n- {}\n", failures.join("\n- "));
+    }
+    text += "## Workloads\n\nWhere there is no count, it is done once. Those without a star are \
+             not in the geometric mean.\n\n";
     for workload in results.workloads() {
-        let _ = writeln!(text, "- **{}**: {}", workload.name, workload.about);
+        let star = if workload.is_in_mean { "\\*" } else { "" };
+        let count = match workload.count_of(setting.divisor) {
+            1 => String::new(),
+            count => format!(" ({count})"),
+        };
+        let _ = writeln!(
+            text,
+            "- **{}**{star}: {}{count}.",
+            workload.name, workload.about
+        );
     }
     text += "\n## Peers\n\n";
     for peer in &results.peers {
-        let _ = writeln!(
-            text,
-            "- **{}** {}: {}.",
-            peer.id, peer.version, peer.settings
-        );
+        let name = format!("**{}** {}", peer.id, peer.version);
+        let _ = writeln!(text, "- {}: {}.", name.trim_end(), peer.settings);
     }
-    text += "\n## Setting\n\n";
+    let _ = writeln!(
+        text,
+        "\nThe interpreter and Bochs are given one part in {SLOW_DIVISOR} of the work, once; \
+         their times are scaled to the whole.\n\n## Setting\n"
+    );
     let _ = writeln!(
         text,
         "- Date: {}.\n- Host: {}, {} CPUs, {} MiB of memory, Linux {}, load average {} before.\n\
-         - Guest: Linux {}, {} CPU, {} MiB of memory.",
+         - Guest: Linux {}, {} MiB of memory, 1 CPU where nothing else is said.",
         setting.date,
         setting.host_cpu,
         setting.host_cpus,
@@ -63,15 +95,14 @@ pub(crate) fn document(results: &Results) -> String {
         setting.host_kernel,
         setting.host_load,
         setting.guest_kernel,
-        setting.guest_cpus,
         setting.guest_memory_mib,
     );
     text
 }
 
-fn markdown(results: &Results) -> String {
+fn markdown(rows: &[Vec<String>]) -> String {
     let mut text = String::new();
-    for (index, row) in cells(results).iter().enumerate() {
+    for (index, row) in rows.iter().enumerate() {
         let _ = writeln!(text, "| {} |", row.join(" | "));
         if index == 0 {
             let _ = writeln!(text, "|{}", "---|".repeat(row.len()));
@@ -80,33 +111,69 @@ fn markdown(results: &Results) -> String {
     text
 }
 
-/// The table's cells, the head first.
-fn cells(results: &Results) -> Vec<Vec<String>> {
-    let mut head = ["workload", "span", "time"].map(str::to_owned).to_vec();
+/// The table of times, the head first: those of all peers, and the ratios between the first and
+/// each other; native's is to the host, the others' to the first.
+fn times(results: &Results) -> Vec<Vec<String>> {
+    let Some((subject, others)) = results.peers.split_first() else {
+        return Vec::new();
+    };
+    let pairs: Vec<(&str, &str)> = others
+        .iter()
+        .map(|other| match other.id.as_str() {
+            "native" => (subject.id.as_str(), "native"),
+            id => (id, subject.id.as_str()),
+        })
+        .collect();
+    let mut head = vec!["workload".to_owned()];
     head.extend(results.peers.iter().map(|peer| format!("{} (s)", peer.id)));
+    let short = |id: &str| id.trim_start_matches("doppel-").to_owned();
     head.extend(
-        results
-            .peers
+        pairs
             .iter()
-            .skip(1)
-            .map(|peer| format!("{} ratio", peer.id)),
+            .map(|(a, b)| format!("{} / {}", short(a), short(b))),
     );
     let mut rows = vec![head];
-    for row in results.rows() {
-        let first = &row[0];
-        let words = [first.workload, first.span, first.quantity.name()];
-        let mut cells = words.map(str::to_owned).to_vec();
-        cells.extend(row.iter().map(seconds));
-        let ratios = row.iter().skip(1).map(|m| m.median() / row[0].median());
-        cells.extend(ratios.map(|ratio| format!("{ratio:.2}")));
-        rows.push(cells);
+    for workload in results.workloads() {
+        let mut row = vec![workload.name.to_owned()];
+        row.extend(
+            results
+                .peers
+                .iter()
+                .map(|peer| seconds(results, workload.name, &peer.id)),
+        );
+        row.extend(pairs.iter().map(|(a, b)| {
+            let ratio = results.ratio(workload.name, a, b);
+            ratio.map_or(NOTHING.to_owned(), |ratio| format!("{ratio:.2}"))
+        }));
+        rows.push(row);
     }
     rows
 }
 
-fn seconds(measurement: &Measurement) -> String {
+fn seconds(results: &Results, workload: &str, peer: &str) -> String {
+    let Some(measurement) = results.get(workload, peer) else {
+        return NOTHING.to_owned();
+    };
     let (min, max) = measurement.range();
-    format!("{:.2} [{min:.2}, {max:.2}]", measurement.median())
+    match measurement.median() {
+        None => "failed".to_owned(),
+        Some(median) if measurement.seconds.len() == 1 => format!("{median:.2}"),
+        Some(median) => format!("{median:.2} [{min:.2}, {max:.2}]"),
+    }
+}
+
+fn bars(results: &Results) -> Vec<Vec<String>> {
+    let mut rows = vec![
+        ["bar", "must", "aim", "measured", ""]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    rows.extend(
+        bars::all(results)
+            .iter()
+            .map(|bar: &Bar| bar.cells().to_vec()),
+    );
+    rows
 }
 
 #[cfg(test)]
@@ -115,20 +182,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ratios_are_to_the_first_peer() {
+    fn ratios_are_between_the_first_and_the_others() {
+        let text = text(&sample());
+        let lines: Vec<_> = text.lines().take(4).collect();
         assert_eq!(
-            text(&sample()),
-            "workload  span    time  a (s)              b (s)              b ratio\n\
-             boot      kernel  wall  2.00 [1.00, 3.00]  4.00 [3.00, 5.00]  2.00\n\
-             boot      whole   wall  2.00 [1.00, 3.00]  4.00 [3.00, 5.00]  2.00\n"
+            lines,
+            [
+                "workload    doppel-translator (s)  qemu (s)           native (s)  \
+                 qemu / translator  translator / native",
+                "boot        2.00 [1.00, 3.00]      8.00 [7.00, 9.00]  –           \
+                 4.00               –",
+                "boot-whole  2.00 [1.00, 3.00]      8.00 [7.00, 9.00]  –           \
+                 4.00               –",
+                "syscall     2.00 [1.00, 3.00]      8.00 [7.00, 9.00]  1.00        \
+                 4.00               2.00",
+            ]
         );
     }
 
     #[test]
     fn the_document_says_who_and_where() {
-        let text = document(&sample());
-        let row = "| boot | kernel | wall | 2.00 [1.00, 3.00] | 4.00 [3.00, 5.00] | 2.00 |";
-        for part in [row, "2026-01-02", "Linux 6.1.0, 1 CPU", "- **b** 1: none."] {
+        let mut results = sample();
+        results.entry("syscall", "native").failure = Some("it ended".into());
+        let text = document(&results);
+        for part in [
+            "| syscall | 2.00 [1.00, 3.00] | 8.00 [7.00, 9.00] | failed | 4.00 | – |",
+            "| boot against QEMU | ≥ 2x | ≥ 4x | 4.00x | aim met |",
+            "- syscall on native: it ended",
+            "2026-01-02",
+            "Linux 6.1.0, 512 MiB",
+            "- **qemu** 1: none.",
+        ] {
             assert!(text.contains(part), "{part} in {text}");
         }
     }
