@@ -57,12 +57,17 @@ pub(crate) struct Cache {
 }
 
 fn key(offset: usize, size: CodeSize, extent: Extent) -> u64 {
-    offset as u64 | (size as u64) << 60 | (extent as u64) << 62
+    offset as u64 | kind(size, extent) << 60
 }
 
-fn slot(key: u64) -> usize {
-    // Bits 60 and up tell apart blocks that begin at one place: they may all be kept.
-    (key ^ key >> 16 ^ key >> 47) as usize % SLOTS
+/// Tells apart blocks that begin at one place.
+fn kind(size: CodeSize, extent: Extent) -> u64 {
+    size as u64 | (extent as u64) << 2
+}
+
+/// Blocks of several kinds that begin at one place may all be kept.
+fn slot(offset: usize, size: CodeSize, extent: Extent) -> usize {
+    (offset ^ offset >> 16 ^ (kind(size, extent) as usize) << 13) % SLOTS
 }
 
 impl Cache {
@@ -81,7 +86,7 @@ impl Cache {
     #[inline(always)]
     pub(crate) fn find(&self, offset: usize, size: CodeSize, extent: Extent) -> Option<Block> {
         let key = key(offset, size, extent);
-        let block = self.slots[slot(key)];
+        let block = self.slots[slot(offset, size, extent)];
         (block.key == key).then_some(block)
     }
 
@@ -102,7 +107,7 @@ impl Cache {
     ) -> Block {
         let key = key(offset, size, extent);
         let block = self.append(key, decoded);
-        let slot = slot(key);
+        let slot = slot(offset, size, extent);
         self.slots[slot] = block;
         let second = block.second_page.map(|p| p as usize);
         for page in std::iter::once(offset >> PAGE_SHIFT).chain(second) {
