@@ -293,6 +293,45 @@ impl Asm {
         self.operand(to, Mem::at(field));
     }
 
+    /// `pdep to, from, gs:[field]`: leaves the flags alone.
+    pub(crate) fn pdep(&mut self, to: Reg, from: Reg, field: i32) {
+        // VEX.LZ.F2.0F38.W1 F5 /r.
+        self.byte(GS);
+        self.byte(0xc4);
+        self.byte((!(to >> 3) & 1) << 7 | 0x60 | 2);
+        self.byte(0x80 | (!from & 15) << 3 | 3);
+        self.byte(0xf5);
+        self.operand(to, Mem::at(field));
+    }
+
+    /// `sarx to, from, count`: leaves the flags alone.
+    pub(crate) fn sarx(&mut self, width: Width, to: Reg, from: Reg, count: Reg) {
+        // VEX.LZ.F3.0F38.W0/1 F7 /r: the count in vvvv.
+        self.byte(0xc4);
+        self.byte((!(to >> 3) & 1) << 7 | 0x40 | (!(from >> 3) & 1) << 5 | 2);
+        self.byte(u8::from(width == Width::W64) << 7 | (!count & 15) << 3 | 2);
+        self.byte(0xf7);
+        self.byte(0xc0 | (to & 7) << 3 | from & 7);
+    }
+
+    /// `movsxd to, from`: 32 bits to 64.
+    pub(crate) fn movsxd(&mut self, to: Reg, from: Reg) {
+        self.op_registers(Width::W64, 0x63, to, from);
+    }
+
+    /// The host's RFLAGS to `to`, by way of the stack whose pointer is in `stack`; RSP is kept in
+    /// `keep`. Leaves the flags alone.
+    pub(crate) fn host_flags(&mut self, to: Reg, keep: i32, stack: i32) {
+        self.store_field(keep, RSP);
+        self.load_field(RSP, stack);
+        self.byte(0x9c);
+        if to >= 8 {
+            self.byte(0x41);
+        }
+        self.byte(0x58 | to & 7);
+        self.load_field(RSP, keep);
+    }
+
     /// `jrcxz` over the next jump: returns the position to give to [`Asm::land`].
     pub(crate) fn jrcxz(&mut self) -> usize {
         self.bytes(&[0xe3, 0]);
@@ -440,6 +479,13 @@ mod tests {
         assert_eq!(text(|a| a.store_field(0x48, 4)), "mov gs:[48h], rsp");
         assert_eq!(text(|a| a.pext(9, 12, 0x50)), "pext r9, r12, gs:[50h]");
         assert_eq!(text(|a| a.pext(1, 1, 0x50)), "pext rcx, rcx, gs:[50h]");
+        assert_eq!(text(|a| a.pdep(14, 9, 0x50)), "pdep r14, r9, gs:[50h]");
+        assert_eq!(text(|a| a.sarx(Width::W64, 9, 2, 13)), "sarx r9, rdx, r13");
+        assert_eq!(
+            text(|a| a.sarx(Width::W32, 1, 12, 3)),
+            "sarx ecx, r12d, ebx"
+        );
+        assert_eq!(text(|a| a.movsxd(8, 3)), "movsxd r8, ebx");
         assert_eq!(text(|a| a.jmp_field(0x10)), "jmp qword ptr gs:[10h]");
         assert_eq!(
             text(|a| a.load_gs(14, Mem::scaled(13, 3, 0x100))),

@@ -78,7 +78,7 @@ pub(crate) struct Context {
     pub(crate) reason: u32,
     /// Set by anybody who wants something of the vCPU: code leaves at the next poll.
     pub(crate) attention: AtomicU32,
-    /// RFLAGS.IF.
+    /// RFLAGS.IF, in its place.
     pub(crate) interrupt_flag: u32,
     /// An interrupt would be taken if IF were set.
     pub(crate) interrupt_waits: u32,
@@ -91,6 +91,13 @@ pub(crate) struct Context {
     pub(crate) fs_base: u64,
     pub(crate) gs_base: u64,
     pub(crate) kernel_gs_base: u64,
+    /// RFLAGS but for the arithmetic flags, DF and IF, as PUSHF shows it.
+    pub(crate) other_flags: u64,
+    /// Selects the arithmetic flags.
+    pub(crate) status_mask: u64,
+    /// Select the offset of a bit in a word.
+    pub(crate) bits_of_64: u64,
+    pub(crate) bits_of_32: u64,
     /// Selects the bits of an address that index the TLB.
     pub(crate) tlb_mask: u64,
     /// Selects the bits of an address above the offset in a page.
@@ -216,6 +223,9 @@ impl ContextBox {
         let mut context = Self(Arc::new(Mapping(memory)));
         context.tlb_mask = (TLB_ENTRIES as u64 - 1) << 12;
         context.page_mask = !0xfff;
+        context.status_mask = x86::Rflags::STATUS.bits();
+        context.bits_of_64 = 63;
+        context.bits_of_32 = 31;
         context.host_mxcsr = native::MXCSR_RESET;
         // A tag of 0 in entry `i` matches only addresses of page 0, which has entry 0.
         for view in &mut context.tlb {

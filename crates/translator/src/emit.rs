@@ -40,8 +40,8 @@ enum Cold {
     Miss {
         from: usize,
         site: u8,
-        /// Displacement of the tag's field, if temporary 0 has the tag added to it.
-        tag: Option<i32>,
+        /// The tag's field, if temporary 0 has the tag added to it.
+        tag: Option<Mem>,
         /// For a shared check: where its leader is in the page.
         single: Option<u16>,
     },
@@ -188,6 +188,8 @@ impl<'a> Emitter<'a> {
             Class::Cli => self.cli(),
             Class::Sti => self.sti(number, insn),
             Class::SwapGs => self.swap_gs(),
+            Class::PushFlags => self.push_flags(number, insn),
+            Class::BitString(access) => self.bit_string(number, insn, access),
             Class::Callout | Class::End => self.callout(number, insn),
         }
     }
@@ -432,6 +434,10 @@ fn wide_register(number: Reg) -> Register {
         Register::R15,
     ];
     ALL[usize::from(number)]
+}
+
+fn narrow_register(number: Reg) -> Register {
+    Register::EAX + u32::from(number)
 }
 
 /// The register width of addresses and full operands.

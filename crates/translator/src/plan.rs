@@ -87,9 +87,15 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// Plans the block that begins at offset `at` of a page whose code bytes are `page` (4096 of
-    /// them). If its first instruction crosses into the next page, or can't be decoded, the
+    /// them) and which is at `linear`, where that matters to the mode. If its first instruction crosses into the next page, or can't be decoded, the
     /// interpreter is left to deal with it.
-    pub(crate) fn new(classifier: &mut Classifier, page: &[u8], at: u16, mode: Mode) -> Self {
+    pub(crate) fn new(
+        classifier: &mut Classifier,
+        page: &[u8],
+        at: u16,
+        linear: u64,
+        mode: Mode,
+    ) -> Self {
         let mut insns = Vec::with_capacity(16);
         let bitness = if mode.is_32bit() { 32 } else { 64 };
         let code = &page[usize::from(at)..];
@@ -105,7 +111,7 @@ impl Plan {
             if instruction.is_invalid() {
                 break;
             }
-            let insn = classifier.classify(instruction, offset, mode);
+            let insn = classifier.classify(instruction, offset, linear, mode);
             if (!(used | insn.uses)).count_ones() < SCRATCH_MIN && !insns.is_empty() {
                 break;
             }

@@ -107,7 +107,8 @@ impl Store {
     /// Translates the code at `key`, whose page has the bytes in `page`, at `linear`.
     pub(crate) fn translate(&mut self, key: Key, page: &[u8; PAGE], linear: u64) -> BlockId {
         let at = (key.offset % PAGE) as u16;
-        let plan = Plan::new(&mut self.classifier, page, at, key.mode);
+        let base = linear & !(PAGE as u64 - 1);
+        let plan = Plan::new(&mut self.classifier, page, at, base, key.mode);
         let id = self.blocks.next_id();
         let start = self.used;
         let emitted = Emitter::new(
@@ -115,7 +116,7 @@ impl Store {
             &plan,
             &self.gates,
             page,
-            linear & !(PAGE as u64 - 1),
+            base,
             id,
             start,
             self.memory.address(0),

@@ -388,7 +388,9 @@ impl TranslatorVcpu {
             }
         }
         context.flags = flags & Rflags::STATUS.bits() | Rflags::FIXED.bits();
-        context.interrupt_flag = u32::from(flags & Rflags::IF.bits() != 0);
+        context.interrupt_flag = (flags & Rflags::IF.bits()) as u32;
+        let elsewhere = Rflags::STATUS | Rflags::DF | Rflags::IF | Rflags::RF | Rflags::VM;
+        context.other_flags = flags & !elsewhere.bits();
         context.interrupt_waits = waits.into();
         context.vectors_wanted = vectors.into();
         context.fs_base = self.core.base(SegmentRegister::Fs);
@@ -478,12 +480,7 @@ impl TranslatorVcpu {
                 context.host[number]
             };
         }
-        let interrupts = if context.interrupt_flag != 0 {
-            Rflags::IF.bits()
-        } else {
-            0
-        };
-        let flags = context.flags & Rflags::STATUS.bits() | interrupts;
+        let flags = context.flags & Rflags::STATUS.bits() | u64::from(context.interrupt_flag);
         self.core.set_rflags_status_df_if(flags);
         if context.gs_base != self.core.base(SegmentRegister::Gs) {
             self.core.set_base(SegmentRegister::Gs, context.gs_base);

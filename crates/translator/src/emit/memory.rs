@@ -1,6 +1,6 @@
 //! Memory accesses: address, check, access.
 
-use super::{Cold, Emitter, full_width, relocated};
+use super::{Cold, Emitter, full_width, narrow_register, relocated, wide_register};
 use crate::asm::{ABOVE, Mem, RCX, RSP, Reg};
 use crate::block::Site;
 use crate::context::{TLB_ENTRIES, TlbEntry, field, tlb_field};
@@ -29,6 +29,19 @@ enum Wanted {
     Difference(Reg),
     /// In this register: the host address of the base, which lies this far before the range.
     Pointer(Reg, i32),
+}
+
+/// Where an entry of the TLB is, through GS.
+struct EntryPlace(Mem);
+
+impl EntryPlace {
+    /// A field of it.
+    fn field(&self, offset: usize) -> Mem {
+        Mem {
+            disp: self.0.disp + offset as i32,
+            ..self.0
+        }
+    }
 }
 
 impl Emitter<'_> {
@@ -106,6 +119,54 @@ impl Emitter<'_> {
         })
     }
 
+    /// BT, BTS, BTR, BTC: the bit offset, which is signed, chooses the operand in memory.
+    pub(super) fn bit_string(&mut self, number: usize, insn: &Insn, access: Access) {
+        let (t0, t1) = (self.temporary(0), self.temporary(1));
+        let offset = insn.instruction.op1_register().full_register().number() as Reg;
+        let is_wide = access.size == 8;
+        let address = self.operand_address(&insn.instruction);
+        self.address(address, t0, t1);
+        self.asm.mov_imm(t1, if is_wide { 6 } else { 5 });
+        self.asm.sarx(full_width(!is_wide), t1, offset, t1);
+        if is_wide {
+            self.asm.lea(
+                t0,
+                Mem {
+                    base: Some(t0),
+                    index: Some((t1, 3)),
+                    disp: 0,
+                },
+            );
+        } else {
+            self.asm.movsxd(t1, t1);
+            self.asm.lea(
+                t0,
+                Mem {
+                    base: Some(t0),
+                    index: Some((t1, 2)),
+                    disp: 0,
+                },
+            );
+        }
+        let address = Address::Plain(Mem::base(t0, 0));
+        let mem = self.check_one(number, insn, address, access.size.into(), access.write);
+        // What is left of the offset stays inside of the operand.
+        let mask = if is_wide {
+            field!(bits_of_64)
+        } else {
+            field!(bits_of_32)
+        };
+        self.asm.pext(t1, offset, mask);
+        let mut moved = relocated(&insn.instruction, mem);
+        moved.set_op1_register(if is_wide {
+            wide_register(t1)
+        } else {
+            narrow_register(t1)
+        });
+        let done = self.encode(&moved);
+        assert!(done, "no encoding for {}", insn.instruction);
+    }
+
     /// The access of an instruction that uses the stack.
     pub(super) fn stack_place(&mut self, number: usize, insn: &Insn, write: bool) -> Mem {
         if let Some(mem) = self.share_check(number, insn) {
@@ -120,8 +181,8 @@ impl Emitter<'_> {
     fn stack_disp(&self, insn: &Insn) -> i32 {
         use crate::plan::Class;
         match insn.class {
-            Class::Push | Class::Call(_) if self.plan.mode.is_32bit() => -4,
-            Class::Push | Class::Call(_) => -8,
+            Class::Push | Class::PushFlags | Class::Call(_) if self.plan.mode.is_32bit() => -4,
+            Class::Push | Class::PushFlags | Class::Call(_) => -8,
             _ => 0,
         }
     }
@@ -154,22 +215,18 @@ impl Emitter<'_> {
         let (t0, t1) = (self.temporary(0), self.temporary(1));
         let site = self.site(number, insn, size, write);
         self.address(address, t0, t1);
-        let view = self.plan.mode.view();
-        let tag = tlb_field(
-            view,
-            if write {
-                offset_of!(TlbEntry, write)
-            } else {
-                offset_of!(TlbEntry, read)
-            },
-        );
-        let bias = tlb_field(view, offset_of!(TlbEntry, bias));
-        let host = tlb_field(view, offset_of!(TlbEntry, host));
+        let entry = self.tlb_entry(address, insn.flags_live);
+        let tag = entry.field(if write {
+            offset_of!(TlbEntry, write)
+        } else {
+            offset_of!(TlbEntry, read)
+        });
+        let bias = entry.field(offset_of!(TlbEntry, bias));
+        let host = entry.field(offset_of!(TlbEntry, host));
+        let single = shared.then_some(insn.at);
         if insn.flags_live {
-            self.asm.pext(t1, t0, field!(tlb_mask));
-            self.asm.lea(t1, Mem::scaled(t1, 2, 0));
             self.borrow_rcx();
-            self.asm.load_gs(RCX, Mem::scaled(t1, 3, tag));
+            self.asm.load_gs(RCX, tag);
             // The last byte's offset in the page that has the first byte's entry.
             self.asm.lea(RCX, Mem::sum(RCX, t0, i32::from(size) - 1));
             self.asm.pext(RCX, RCX, field!(page_mask));
@@ -181,51 +238,69 @@ impl Emitter<'_> {
                 from,
                 site,
                 tag: None,
-                single: shared.then_some(insn.at),
+                single,
             });
             match *wanted {
                 Wanted::Address => {
-                    self.asm.load_gs(t1, Mem::scaled(t1, 3, bias));
+                    self.asm.load_gs(t1, bias);
                     self.asm.lea(t0, Mem::sum(t0, t1, 0));
                 }
-                Wanted::Difference(to) => self.asm.load_gs(to, Mem::scaled(t1, 3, bias)),
+                Wanted::Difference(to) => self.asm.load_gs(to, bias),
                 Wanted::Pointer(to, first) => {
-                    self.asm.load_gs(t1, Mem::scaled(t1, 3, bias));
+                    self.asm.load_gs(t1, bias);
                     self.asm.lea(to, Mem::sum(t0, t1, -first));
                 }
             }
             return;
         }
-        const SHIFT: u8 = 12 - size_of::<TlbEntry>().trailing_zeros() as u8;
-        const MASK: u32 = (TLB_ENTRIES as u32 - 1) * size_of::<TlbEntry>() as u32;
-        self.asm.mov(t1, t0);
-        self.asm.shr(t1, SHIFT);
-        self.asm.and32(t1, MASK);
-        self.asm.add_gs(t0, Mem::base(t1, tag));
+        self.asm.add_gs(t0, tag);
         self.asm.cmp_imm(t0, 4096 - i32::from(size));
         let from = self.asm.jcc_forward(ABOVE);
         self.cold.push(Cold::Miss {
             from,
             site,
             tag: Some(tag),
-            single: shared.then_some(insn.at),
+            single,
         });
         match *wanted {
-            Wanted::Address => self.asm.add_gs(t0, Mem::base(t1, host)),
-            Wanted::Difference(to) => self.asm.load_gs(to, Mem::base(t1, bias)),
+            Wanted::Address => self.asm.add_gs(t0, host),
+            Wanted::Difference(to) => self.asm.load_gs(to, bias),
             Wanted::Pointer(to, first) => {
-                self.asm.add_gs(t0, Mem::base(t1, host));
+                self.asm.add_gs(t0, host);
                 self.asm.lea(to, Mem::base(t0, -first));
             }
         }
     }
 
+    /// The TLB's entry for the address in temporary 0. May use temporary 1 and, unless
+    /// `flags_live`, the flags.
+    fn tlb_entry(&mut self, address: Address, flags_live: bool) -> EntryPlace {
+        const BYTES: usize = size_of::<TlbEntry>();
+        const SHIFT: u8 = 12 - BYTES.trailing_zeros() as u8;
+        const MASK: u32 = (TLB_ENTRIES as u32 - 1) * BYTES as u32;
+        let (t0, t1) = (self.temporary(0), self.temporary(1));
+        let first = tlb_field(self.plan.mode.view(), 0);
+        if let Address::Constant(value) = address {
+            let index = (value >> 12) as usize % TLB_ENTRIES;
+            return EntryPlace(Mem::at(first + (index * BYTES) as i32));
+        }
+        if flags_live {
+            self.asm.pext(t1, t0, field!(tlb_mask));
+            self.asm.lea(t1, Mem::scaled(t1, 2, 0));
+            return EntryPlace(Mem::scaled(t1, 3, first));
+        }
+        self.asm.mov(t1, t0);
+        self.asm.shr(t1, SHIFT);
+        self.asm.and32(t1, MASK);
+        EntryPlace(Mem::base(t1, first))
+    }
+
     /// Cold: a check failed. `single` is the offset in the page of a shared check's leader.
-    pub(super) fn miss(&mut self, from: usize, site: u8, tag: Option<i32>, single: Option<u16>) {
+    pub(super) fn miss(&mut self, from: usize, site: u8, tag: Option<Mem>, single: Option<u16>) {
         let (t0, t1) = (self.temporary(0), self.temporary(1));
         self.asm.set_target(from, self.asm.here());
         match tag {
-            Some(tag) => self.asm.sub_gs(t0, Mem::base(t1, tag)),
+            Some(tag) => self.asm.sub_gs(t0, tag),
             None => self.return_rcx(),
         }
         let Site { size, .. } = self.sites[usize::from(site)];

@@ -1,10 +1,30 @@
 //! System instructions that need no help.
 
 use super::{Cold, Emitter};
+use crate::asm::{Mem, RCX, Width};
 use crate::context::field;
 use crate::plan::Insn;
+use x86::Rflags;
 
 impl Emitter<'_> {
+    /// PUSHFQ: the host's arithmetic flags, and the rest as the context has it.
+    pub(super) fn push_flags(&mut self, number: usize, insn: &Insn) {
+        let mem = self.stack_place(number, insn, true);
+        // Temporary 0 may be part of `mem`.
+        let t1 = self.temporary(1);
+        self.asm.host_flags(t1, field!(target), field!(host_rsp));
+        self.asm.pext(t1, t1, field!(status_mask));
+        self.asm.pdep(t1, t1, field!(status_mask));
+        self.borrow_rcx();
+        self.asm.load_field(RCX, field!(other_flags));
+        self.asm.lea(t1, Mem::sum(t1, RCX, 0));
+        self.asm.load_field32(RCX, field!(interrupt_flag));
+        self.asm.lea(t1, Mem::sum(t1, RCX, 0));
+        self.return_rcx();
+        self.asm.store(Width::W64, mem, t1);
+        self.move_stack(-8);
+    }
+
     pub(super) fn cli(&mut self) {
         self.asm.store_field_imm(field!(interrupt_flag), 0);
     }
@@ -20,7 +40,8 @@ impl Emitter<'_> {
             site,
             restores_rcx,
         });
-        self.asm.store_field_imm(field!(interrupt_flag), 1);
+        self.asm
+            .store_field_imm(field!(interrupt_flag), Rflags::IF.bits() as u32);
     }
 
     pub(super) fn swap_gs(&mut self) {

@@ -45,6 +45,10 @@ pub(crate) enum Class {
     Sti,
     /// SWAPGS at CPL 0.
     SwapGs,
+    /// PUSHFQ.
+    PushFlags,
+    /// BT and its kin on a bit string in memory, whose bit offset is in a register.
+    BitString(Access),
     /// The interpreter executes it, and the block goes on behind it if nothing speaks against it.
     Callout,
     /// The interpreter executes it, and the block ends.
@@ -113,10 +117,19 @@ impl Classifier {
         }
     }
 
-    /// The instruction at offset `at` of a page.
-    pub(crate) fn classify(&mut self, instruction: Instruction, at: u16, mode: Mode) -> Insn {
+    /// The instruction at offset `at` of the page at `linear`.
+    pub(crate) fn classify(
+        &mut self,
+        instruction: Instruction,
+        at: u16,
+        linear: u64,
+        mode: Mode,
+    ) -> Insn {
         let mut instruction = instruction;
         plain_form(&mut instruction);
+        if !mode.is_relocatable() {
+            absolute_form(&mut instruction, linear);
+        }
         let info = self.info.info(&instruction);
         let (mut uses, mut writes) = (0, 0);
         for used in info.used_registers() {
@@ -218,6 +231,21 @@ fn plain_form(instruction: &mut Instruction) {
     instruction.set_code(code);
 }
 
+/// Replaces an address relative to RIP in a segment with a base, as kernels have it for what
+/// belongs to a CPU, by the constant that it is.
+fn absolute_form(instruction: &mut Instruction, linear: u64) {
+    let is_based = matches!(instruction.memory_segment(), Register::FS | Register::GS);
+    let address = linear.wrapping_add(instruction.memory_displacement64());
+    if instruction.memory_base() == Register::RIP
+        && is_based
+        && i32::try_from(address as i64).is_ok()
+    {
+        instruction.set_memory_base(Register::None);
+        instruction.set_memory_displ_size(8);
+        instruction.set_memory_displacement64(address);
+    }
+}
+
 fn control_class(instruction: &Instruction, mode: Mode) -> Class {
     let near = if mode.is_32bit() {
         OpKind::NearBranch32
@@ -288,10 +316,17 @@ fn data_class(
         M::Cli if !mode.contains(Mode::USER) => return Class::Cli,
         M::Sti if !mode.contains(Mode::USER) => return Class::Sti,
         M::Swapgs if !mode.contains(Mode::USER) => return Class::SwapGs,
+        M::Pushfq if full == 8 => return Class::PushFlags,
+        M::Bt | M::Bts | M::Btr | M::Btc
+            if instruction.op0_kind() == OpKind::Memory
+                && instruction.op1_kind() == OpKind::Register =>
+        {
+            return bit_string_class(instruction, mode);
+        }
         M::Push | M::Pop => return stack_class(instruction, full),
         M::Leave if instruction.code() == Code::Leaveq && full == 8 => return Class::Leave,
         M::Lea => return lea_class(instruction, mode),
-        M::Enter | M::Pushf | M::Popf | M::Pushfq | M::Popfq | M::Pushfd | M::Popfd => {
+        M::Enter | M::Pushf | M::Popf | M::Popfq | M::Pushfd | M::Popfd => {
             return Class::Callout;
         }
         _ => {}
@@ -348,6 +383,18 @@ fn data_class(
         size: size as u8,
         write: !matches!(used.access(), OpAccess::Read | OpAccess::CondRead),
         vector,
+    })
+}
+
+fn bit_string_class(instruction: &Instruction, mode: Mode) -> Class {
+    let size = instruction.memory_size().size();
+    if size < 4 || mode.is_32bit() || !address_is_plain(instruction, mode) {
+        return Class::Callout;
+    }
+    Class::BitString(Access {
+        size: size as u8,
+        write: instruction.mnemonic() != Mnemonic::Bt,
+        vector: false,
     })
 }
 

@@ -177,7 +177,7 @@ fn access(insn: &Insn, plan: &Plan) -> Option<(Base, i64, i64, bool)> {
     let full = 8;
     let stack = Base::Register(RSP);
     match insn.class {
-        Class::Push | Class::Call(_) => Some((stack, -full, full, true)),
+        Class::Push | Class::PushFlags | Class::Call(_) => Some((stack, -full, full, true)),
         Class::Pop | Class::Return(_) => Some((stack, 0, full, false)),
         Class::Memory(access) if access.size != 0 && !has_high_byte(&insn.instruction) => {
             let instruction = &insn.instruction;
@@ -206,7 +206,7 @@ fn movement(insn: &Insn, register: u8) -> Option<i64> {
     let full = 8;
     if register == RSP {
         match insn.class {
-            Class::Push => return Some(-full),
+            Class::Push | Class::PushFlags => return Some(-full),
             Class::Pop if !is_register(instruction, 0, RSP) => return Some(full),
             _ => {}
         }
