@@ -147,7 +147,7 @@ pub(crate) fn all(results: &Results) -> Vec<Bar> {
             plain(scaling),
         ),
         bar(
-            "monitor's memory beyond guest memory and generated code",
+            "monitor's memory beyond guest memory and translated code",
             Bound::AtMost,
             [16.0, 5.0],
             " MiB",

@@ -132,18 +132,23 @@ pub(crate) fn report(event: Event<'_>) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::super::workloads::WORKLOADS;
     use super::*;
 
-    #[test]
-    fn the_command_line_is_short_enough_and_chooses() {
-        let initrds = Initrds {
+    /// Names of files that there are not.
+    pub(crate) fn initrds() -> Initrds {
+        Initrds {
             kernel: "k".into(),
             small: "s".into(),
             whole: "w".into(),
             root: "r".into(),
-        };
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_short_enough_and_chooses() {
+        let initrds = initrds();
         let all: Vec<_> = WORKLOADS.iter().collect();
         let boot = Boot::new(&initrds, Scene::TwoCpus, &all, 20, 512);
         let line = boot.command_line();

@@ -38,7 +38,7 @@ use anyhow::{Context, Result, bail};
 use boot::Initrds;
 use peer::{Pace, Peer};
 use results::Results;
-use runner::{Runner, SLOW_DIVISOR};
+use runner::{Plan, Runner, SLOW_DIVISOR};
 use setting::Setting;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -101,11 +101,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     for peer in &peers {
         results.peers.push(peer.describe()?);
     }
-    let mut runner = Runner::new(&initrds, results);
-    runner.workloads = workloads;
-    runner.memory_mib = args.memory;
-    runner.patience = Duration::from_secs(args.timeout);
-    runner.divisor = divisor;
+    let plan = Plan {
+        workloads,
+        memory_mib: args.memory,
+        patience: Duration::from_secs(args.timeout),
+        divisor,
+    };
+    let mut runner = Runner::new(plan, &initrds, results);
     for repetition in 0..args.repetitions {
         for peer in &peers {
             if peer.pace() == Pace::Full || repetition == 0 {

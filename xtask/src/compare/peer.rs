@@ -36,8 +36,8 @@ pub(crate) trait Peer {
         Pace::Full
     }
 
-    /// Whether the guest's memory and generated code are memory objects, so that the rest is its
-    /// own.
+    /// Whether the guest's memory and translated code are mappings by which they are known, so that
+    /// the rest is its own.
     fn tells_memory(&self) -> bool {
         false
     }

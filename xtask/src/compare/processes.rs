@@ -8,8 +8,9 @@ use std::time::Duration;
 /// The unit of times in /proc/PID/stat: `USER_HZ`, which is 100 on every x86 Linux.
 const TICK: Duration = Duration::from_millis(10);
 
-/// What backs guest memory and generated code in Doppel.
-const MEMORY_OBJECT: &str = "/memfd:";
+/// What backs guest memory and translated code in Doppel (`memory::guest`,
+/// `translator::code_memory`).
+const NOT_OWN: [&str; 2] = ["/memfd:guest-memory", "/memfd:translated-code"];
 
 /// A process, and all that descend from it.
 #[derive(Debug, Clone, Copy)]
@@ -26,8 +27,8 @@ impl Family {
         self.members().values().map(|stat| TICK * stat.ticks).sum()
     }
 
-    /// Resident memory in KiB, but for memory objects: for Doppel, all beyond the guest's memory
-    /// and generated code. What processes share counts once.
+    /// Resident memory in KiB; for Doppel, all beyond the guest's memory and translated code. What
+    /// processes share counts once.
     pub(crate) fn memory_kib(self) -> u64 {
         let smaps = |id| fs::read_to_string(format!("/proc/{id}/smaps")).unwrap_or_default();
         self.members().keys().map(|id| own_kib(&smaps(id))).sum()
@@ -88,7 +89,7 @@ impl Stat {
     }
 }
 
-/// The proportional share of a process in its mappings that are not of memory objects, in KiB:
+/// The proportional share of a process in its mappings but [`NOT_OWN`], in KiB:
 /// `Pss` in /proc/PID/smaps.
 fn own_kib(smaps: &str) -> u64 {
     let (mut sum, mut counts) = (0, true);
@@ -98,9 +99,7 @@ fn own_kib(smaps: &str) -> u64 {
             (Some("Pss:"), Some(kib)) if counts => sum += kib.parse().unwrap_or(0),
             // ADDRESS-ADDRESS PERMISSIONS OFFSET DEVICE INODE PATH
             (Some(first), Some(_)) if !first.ends_with(':') => {
-                counts = !words
-                    .nth(3)
-                    .is_some_and(|path| path.starts_with(MEMORY_OBJECT));
+                counts = !words.nth(3).is_some_and(|path| NOT_OWN.contains(&path));
             }
             _ => {}
         }
@@ -132,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_objects_are_not_the_monitors_own() {
+    fn guest_memory_and_translated_code_are_not_the_monitors_own() {
         let smaps = "\
 55d0-55d1 r-xp 00000000 fe:00 12 /usr/bin/doppel
 Size:                  4 kB
@@ -141,6 +140,9 @@ Pss_Dirty:             2 kB
 7f00-7f01 rw-s 00000000 00:01 99 /memfd:guest-memory (deleted)
 Pss:                 900 kB
 7f02-7f03 rw-p 00000000 00:00 0
+7f04-7f05 r-xs 00000000 00:01 98 /memfd:translated-code (deleted)
+Pss:                  70 kB
+7f06-7f07 rw-s 00000000 00:01 97 /memfd:other (deleted)
 Pss:                  10 kB
 ";
         assert_eq!(own_kib(smaps), 13);

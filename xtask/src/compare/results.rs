@@ -81,7 +81,7 @@ pub(crate) struct PeerDescription {
     pub(crate) settings: String,
 }
 
-/// Resident memory of a monitor beyond the guest's and generated code.
+/// Resident memory of a monitor beyond the guest's and translated code.
 #[derive(Debug, Serialize)]
 pub(crate) struct Memory {
     /// The peer's name.

@@ -40,8 +40,8 @@ pub(crate) fn document(results: &Results) -> String {
     let _ = writeln!(
         text,
         "Seconds by the host's clock: the median of all runs, in brackets the shortest and the \
-         longest. All guests have the same kernel, initrd and command line, in turn; native runs \
-         the same programs on the host. {subject} is compared: a ratio A / B says how many times \
+         longest. All guests have the same kernel, initrd and workloads, in turn; native runs the \
+         same programs on the host. {subject} is compared: a ratio A / B says how many times \
          as long as B A takes. This file is written by `{}`.\n",
         setting.command
     );

@@ -197,7 +197,7 @@ busybox sha256sum </tmp/bench.s",
     Workload {
         name: "signal",
         about: "a signal to oneself, and its handler",
-        count: 100_000,
+        count: 150_000,
         work: "bench signal $n",
         ..PLAIN
     },
