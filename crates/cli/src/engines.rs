@@ -14,7 +14,7 @@ pub(crate) fn print() -> anyhow::Result<u8> {
 fn about(name: &str) -> &'static str {
     match name {
         "translator" => "x86 translated to x86; needs no /dev/kvm and no privilege",
-        "interpreter" => "x86 in software, instruction by instruction; needs nothing of the host",
+        "interpreter" => "x86 in software, instruction by instruction",
         _ => "",
     }
 }

@@ -4,6 +4,11 @@
 //! These boot whole machines, one after the other on most hosts: see `.config/nextest.toml`.
 #![expect(clippy::tests_outside_test_module, reason = "an integration test")]
 
+#[macro_use]
+#[path = "../../machine/tests/engines/mod.rs"]
+mod engines;
+
+use config::EngineKind;
 use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -11,9 +16,9 @@ use std::time::Duration;
 /// Seconds after which a guest counts as stuck.
 const TIMEOUT: &str = "300";
 
-fn doppel(options: &[&str], words: &[&str]) -> Command {
+fn doppel(engine: EngineKind, options: &[&str], words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_doppel"));
-    command.args(["run", "debian", "--engine", "interpreter"]);
+    command.args(["run", "debian", "--engine", engine.name()]);
     if !options.contains(&"--timeout") {
         command.args(["--timeout", TIMEOUT]);
     }
@@ -25,8 +30,10 @@ fn doppel(options: &[&str], words: &[&str]) -> Command {
     command
 }
 
-fn run(options: &[&str], words: &[&str]) -> Output {
-    doppel(options, words).output().expect("doppel starts")
+fn run(engine: EngineKind, options: &[&str], words: &[&str]) -> Output {
+    doppel(engine, options, words)
+        .output()
+        .expect("doppel starts")
 }
 
 fn stdout(output: &Output) -> String {
@@ -37,13 +44,20 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-#[test]
-fn a_commands_output_and_status_come_through() {
-    let output = run(&[], &["uname", "-a"]);
+on_every_engine! {
+    a_commands_output_and_status_come_through,
+    two_cpus_and_the_memory_that_was_asked_for,
+    power_off_reset_and_panic_each_have_their_status,
+    a_timeout_ends_the_machine,
+    the_statistics_are_shown_at_the_end,
+}
+
+fn a_commands_output_and_status_come_through(engine: EngineKind) {
+    let output = run(engine, &[], &["uname", "-a"]);
     assert!(stdout(&output).starts_with("Linux "), "{output:?}");
     assert!(stdout(&output).contains("Debian"), "{output:?}");
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    let output = run(&[], &["sh", "-c", "echo out; echo err >&2; exit 7"]);
+    let output = run(engine, &[], &["sh", "-c", "echo out; echo err >&2; exit 7"]);
     assert_eq!(stdout(&output), "out\n");
     assert_eq!(stderr(&output), "err\n");
     assert_eq!(output.status.code(), Some(7));
@@ -51,7 +65,7 @@ fn a_commands_output_and_status_come_through() {
 
 #[test]
 fn standard_input_reaches_the_command_byte_for_byte() {
-    let mut command = doppel(&[], &["cat"]);
+    let mut command = doppel(EngineKind::Auto, &[], &["cat"]);
     let child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -71,11 +85,14 @@ fn standard_input_reaches_the_command_byte_for_byte() {
     );
 }
 
-#[test]
-fn two_cpus_and_the_memory_that_was_asked_for() {
+fn two_cpus_and_the_memory_that_was_asked_for(engine: EngineKind) {
     let script = "nproc; grep MemTotal /proc/meminfo; cat /sys/devices/system/clocksource/\
                   clocksource0/current_clocksource; ls /sys/bus/pci/devices /dev/hpet; dmesg";
-    let output = run(&["--cpus", "2", "--memory", "256M"], &["sh", "-c", script]);
+    let output = run(
+        engine,
+        &["--cpus", "2", "--memory", "256M"],
+        &["sh", "-c", script],
+    );
     let text = stdout(&output);
     let mut lines = text.lines();
     assert_eq!(lines.next(), Some("2"), "{output:?}");
@@ -104,33 +121,35 @@ fn two_cpus_and_the_memory_that_was_asked_for() {
     }
 }
 
-#[test]
-fn power_off_reset_and_panic_each_have_their_status() {
-    let output = run(&[], &["poweroff", "-f"]);
+fn power_off_reset_and_panic_each_have_their_status(engine: EngineKind) {
+    let output = run(engine, &[], &["poweroff", "-f"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    let output = run(&[], &["reboot", "-f"]);
+    let output = run(engine, &[], &["reboot", "-f"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    let output = run(&[], &["sh", "-c", "echo c >/proc/sysrq-trigger; sleep 100"]);
+    let output = run(
+        engine,
+        &[],
+        &["sh", "-c", "echo c >/proc/sysrq-trigger; sleep 100"],
+    );
     assert_eq!(output.status.code(), Some(120), "{output:?}");
     assert!(
         stderr(&output).contains("Kernel panic - not syncing"),
         "{output:?}"
     );
-    let output = run(&["--cmdline", "reboot=triple"], &["reboot", "-f"]);
+    let output = run(engine, &["--cmdline", "reboot=triple"], &["reboot", "-f"]);
     assert_eq!(output.status.code(), Some(121), "{output:?}");
     assert!(stderr(&output).contains("RIP"), "{output:?}");
 }
 
-#[test]
-fn a_timeout_ends_the_machine() {
-    let output = run(&["--timeout", "3"], &["sleep", "1000"]);
+fn a_timeout_ends_the_machine(engine: EngineKind) {
+    let output = run(engine, &["--timeout", "3"], &["sleep", "1000"]);
     assert_eq!(output.status.code(), Some(124), "{output:?}");
 }
 
 #[test]
 fn a_signal_ends_a_machine_whose_output_nobody_takes() {
     use rustix::process::{Pid, Signal, kill_process};
-    let mut child = doppel(&[], &["yes"])
+    let mut child = doppel(EngineKind::Auto, &[], &["yes"])
         .stdout(Stdio::piped())
         .spawn()
         .expect("doppel starts");
@@ -154,7 +173,7 @@ fn a_signal_ends_a_machine_whose_output_nobody_takes() {
 
 #[test]
 fn a_machine_ends_with_the_reader_of_its_output() {
-    let mut child = doppel(&[], &["yes"])
+    let mut child = doppel(EngineKind::Auto, &[], &["yes"])
         .stdout(Stdio::piped())
         .spawn()
         .expect("doppel starts");
@@ -162,4 +181,33 @@ fn a_machine_ends_with_the_reader_of_its_output() {
     child.stdout.take().unwrap().read_exact(&mut seen).unwrap();
     assert_eq!(&seen, b"y\ny\n");
     assert_eq!(child.wait().unwrap().code(), Some(128 + 13));
+}
+
+/// The last table of `text`: counters of the vCPUs by name.
+fn statistics(text: &str) -> Vec<(&str, Vec<u64>)> {
+    let number = |word: &str| word.parse().ok();
+    text.lines()
+        .filter_map(|line| {
+            let (name, numbers) = line.split_at(line.find("  ")?);
+            let numbers: Option<Vec<u64>> = numbers.split_whitespace().map(number).collect();
+            Some((name, numbers?))
+        })
+        .collect()
+}
+
+fn the_statistics_are_shown_at_the_end(engine: EngineKind) {
+    let output = run(engine, &["--cpus", "2", "--stats"], &["echo", "out"]);
+    assert_eq!(stdout(&output), "out\n");
+    let text = stderr(&output);
+    let head = text.lines().next().unwrap_or_default();
+    let words: Vec<_> = head.split_whitespace().collect();
+    assert_eq!(words, [engine.name(), "vCPU", "0", "vCPU", "1"], "{text}");
+    let counters = statistics(&text);
+    assert_eq!(counters.len() + 1, text.lines().count(), "{text}");
+    assert!(
+        counters.iter().all(|(_, numbers)| numbers.len() == 2),
+        "{text}"
+    );
+    let busy = |numbers: &[u64]| numbers.iter().all(|number| *number > 0);
+    assert!(counters.iter().any(|(_, numbers)| busy(numbers)), "{text}");
 }

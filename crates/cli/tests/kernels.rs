@@ -1,23 +1,25 @@
 //! Real systems, unmodified: Debian's kernels in many shapes of machine, and memtest86+.
 //!
-//! Part of `cargo xtask long`.
+//! Part of `cargo xtask long`. All of it runs on the translator, and some on the interpreter,
+//! which takes much longer.
 #![expect(clippy::tests_outside_test_module, reason = "an integration test")]
 
+use config::EngineKind::{self, Interpreter, Translator};
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
-fn doppel() -> Command {
+fn doppel(engine: EngineKind) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_doppel"));
     command
-        .args(["run", "--engine", "interpreter"])
+        .args(["run", "--engine", engine.name()])
         .stdin(Stdio::null());
     command
 }
 
-fn debian(series: &str, options: &[&str], script: &str) -> Output {
-    let mut command = doppel();
+fn debian(engine: EngineKind, series: &str, options: &[&str], script: &str) -> Output {
+    let mut command = doppel(engine);
     command.args(["debian", "--kernel-series", series, "--timeout", "600"]);
     command.args(options).args(["--", "sh", "-c", script]);
     command.output().expect("doppel starts")
@@ -34,12 +36,12 @@ const COMPLAINTS: [&str; 7] = [
     "rcu_sched self-detected stall",
 ];
 
-fn boots(series: &str, cpus: u32, memory: &str, words: &str) {
+fn boots(engine: EngineKind, series: &str, cpus: u32, memory: &str, words: &str) {
     let cpus = cpus.to_string();
     let options = ["--cpus", &cpus, "--memory", memory, "--cmdline", words];
-    let output = debian(series, &options, "uname -r; nproc; dmesg; exit 42");
+    let output = debian(engine, series, &options, "uname -r; nproc; dmesg; exit 42");
     let text = String::from_utf8_lossy(&output.stdout);
-    let shape = format!("{series} with {cpus} CPUs, {memory}, '{words}'");
+    let shape = format!("{engine:?}, {series} with {cpus} CPUs, {memory}, '{words}'");
     assert_eq!(output.status.code(), Some(42), "{shape}: {output:?}");
     let mut lines = text.lines();
     assert!(
@@ -58,21 +60,22 @@ fn boots_in_every_shape(series: &str) {
     for cpus in [1, 2, 4] {
         for memory in ["128M", "8G"] {
             for words in ["", "nokaslr"] {
-                boots(series, cpus, memory, words);
+                boots(Translator, series, cpus, memory, words);
             }
         }
     }
-    boots(series, 1, "512G", "");
+    boots(Translator, series, 1, "512G", "");
+    boots(Interpreter, series, 2, "128M", "");
 }
 
 #[test]
-#[ignore = "long: boots 13 machines"]
+#[ignore = "long: boots 14 machines"]
 fn debian_6_1_boots_in_every_shape() {
     boots_in_every_shape("6.1");
 }
 
 #[test]
-#[ignore = "long: boots 13 machines"]
+#[ignore = "long: boots 14 machines"]
 fn debian_6_12_boots_in_every_shape() {
     boots_in_every_shape("6.12");
 }
@@ -81,7 +84,7 @@ fn debian_6_12_boots_in_every_shape() {
 #[ignore = "long: five minutes of waiting"]
 fn guest_time_follows_host_time() {
     let script = "cut -d' ' -f1 /proc/uptime; sleep 300; cut -d' ' -f1 /proc/uptime";
-    let mut command = doppel();
+    let mut command = doppel(Translator);
     command.args(["debian", "--timeout", "600", "--", "sh", "-c", script]);
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -105,7 +108,7 @@ fn guest_time_follows_host_time() {
 }
 
 /// Runs memtest86+ until its screen has shown all of `marks`; returns what it printed.
-fn memtest(file: &str, entry: &str, marks: &[&str]) -> String {
+fn memtest(engine: EngineKind, file: &str, entry: &str, marks: &[&str]) -> String {
     let directory = tempfile::tempdir().unwrap();
     let packages = image::packages(
         &["memtest86+"],
@@ -115,7 +118,7 @@ fn memtest(file: &str, entry: &str, marks: &[&str]) -> String {
     );
     packages.unwrap();
     let kernel = find(directory.path(), file).expect("the package has it");
-    let mut command = doppel();
+    let mut command = doppel(engine);
     command.args([
         "--memory",
         "64M",
@@ -155,11 +158,11 @@ fn find(directory: &Path, name: &str) -> Option<std::path::PathBuf> {
     None
 }
 
-fn memtest_passes_its_first_tests(file: &str, entry: &str) {
+fn memtest_passes_its_first_tests(engine: EngineKind, file: &str, entry: &str) {
     // The number of the test that runs, each time the screen is drawn, which is too seldom for
     // tests 1 and 2. Once test 5 runs, those before it are through.
     let marks = ["#0 ", "#3 ", "#4 ", "#5 "];
-    let text = memtest(file, entry, &marks);
+    let text = memtest(engine, file, entry, &marks);
     assert!(
         text.contains("63.6MB"),
         "the memory's size is not shown:\n{text}"
@@ -176,11 +179,17 @@ fn memtest_passes_its_first_tests(file: &str, entry: &str) {
 #[test]
 #[ignore = "long: minutes of memory tests"]
 fn memtest86_64_bit_passes_its_first_tests() {
-    memtest_passes_its_first_tests("memtest86+x64.bin", "64");
+    memtest_passes_its_first_tests(Translator, "memtest86+x64.bin", "64");
 }
 
 #[test]
 #[ignore = "long: minutes of memory tests"]
 fn memtest86_32_bit_passes_its_first_tests() {
-    memtest_passes_its_first_tests("memtest86+ia32.bin", "32");
+    memtest_passes_its_first_tests(Translator, "memtest86+ia32.bin", "32");
+}
+
+#[test]
+#[ignore = "long: minutes of memory tests"]
+fn memtest86_32_bit_passes_its_first_tests_in_the_interpreter() {
+    memtest_passes_its_first_tests(Interpreter, "memtest86+ia32.bin", "32");
 }

@@ -1,6 +1,7 @@
 //! A machine that is saved while its guest runs, restored into a fresh one, and goes on.
 #![expect(clippy::tests_outside_test_module, reason = "an integration test")]
 
+use config::EngineKind::{self, Interpreter, Translator};
 use image::{Command, Freshness, GuestSpec, Input, Options, Session, Silent, Streams};
 use machine::{Consoles, Event, Machine, Payload};
 use std::io::Write;
@@ -30,8 +31,9 @@ impl Write for Collected {
     }
 }
 
-fn fresh(cpus: u32, output: &Collected, kernel: &Collected) -> Machine {
+fn fresh(engine: EngineKind, cpus: u32, output: &Collected, kernel: &Collected) -> Machine {
     let shape = config::Machine {
+        engine,
         cpus,
         memory: 256 << 20,
         ..config::Machine::default()
@@ -88,7 +90,8 @@ fn run_until(machine: &mut Machine, output: &Collected, text: &str) {
     machine.pause();
 }
 
-fn goes_on_after_restore(cpus: u32) {
+/// Saves and restores three times; the machine is on the first of `engines` first, then on the next.
+fn goes_on_after_restore(engines: [EngineKind; 4], cpus: u32) {
     // Two processes that count, arithmetic on vectors in awk, and a clock that must not jump.
     let script = "
         (i=0; while [ $i -lt 300 ]; do echo a$i; i=$((i+1)); done) &
@@ -99,12 +102,12 @@ fn goes_on_after_restore(cpus: u32) {
         echo end";
     let output = Collected::default();
     let kernel = Collected::default();
-    let mut machine = fresh(cpus, &output, &kernel);
+    let mut machine = fresh(engines[0], cpus, &output, &kernel);
     machine.load(payload(script)).unwrap();
-    for mark in ["b10\n", "b120\n", "b250\n"] {
+    for (mark, engine) in ["b10\n", "b120\n", "b250\n"].into_iter().zip(&engines[1..]) {
         run_until(&mut machine, &output, mark);
         let saved = machine.save().unwrap();
-        let mut next = fresh(cpus, &output, &kernel);
+        let mut next = fresh(*engine, cpus, &output, &kernel);
         next.restore(&saved).unwrap();
         // What was restored saves as what was saved.
         assert!(next.save().unwrap().state() == saved.state(), "at {mark:?}");
@@ -127,12 +130,27 @@ fn goes_on_after_restore(cpus: u32) {
 
 #[test]
 fn one_cpu_goes_on_after_restore() {
-    goes_on_after_restore(1);
+    goes_on_after_restore([Translator; 4], 1);
 }
 
 #[test]
 fn two_cpus_go_on_after_restore() {
-    goes_on_after_restore(2);
+    goes_on_after_restore([Translator; 4], 2);
+}
+
+#[test]
+fn two_cpus_go_on_after_restore_in_the_interpreter() {
+    goes_on_after_restore([Interpreter; 4], 2);
+}
+
+#[test]
+fn one_cpu_moves_between_engines() {
+    goes_on_after_restore([Interpreter, Translator, Interpreter, Translator], 1);
+}
+
+#[test]
+fn two_cpus_move_between_engines() {
+    goes_on_after_restore([Translator, Interpreter, Translator, Interpreter], 2);
 }
 
 /// The seconds that lines of `text` which start with `name` show, in their order.
@@ -156,7 +174,7 @@ fn guest_time_stands_while_paused_and_goes_on() {
             -e 'hung'
         echo end";
     let output = Collected::default();
-    let mut machine = fresh(2, &output, &Collected::default());
+    let mut machine = fresh(Translator, 2, &output, &Collected::default());
     machine.load(payload(script)).unwrap();
     run_until(&mut machine, &output, "first\n");
     std::thread::sleep(PAUSE);

@@ -46,6 +46,17 @@ pub enum EngineKind {
     Interpreter,
 }
 
+impl EngineKind {
+    /// The name by which a user selects it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Translator => "translator",
+            Self::Interpreter => "interpreter",
+        }
+    }
+}
+
 /// How a kernel is entered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KernelEntry {

@@ -33,16 +33,8 @@ fn report(kind: EngineKind) -> EngineReport {
         ..config::Machine::default()
     };
     EngineReport {
-        name: name(kind),
+        name: kind.name(),
         problem: crate::Machine::new(config, crate::Consoles::default(), None).err(),
-    }
-}
-
-fn name(kind: EngineKind) -> &'static str {
-    match kind {
-        EngineKind::Auto => "auto",
-        EngineKind::Translator => "translator",
-        EngineKind::Interpreter => "interpreter",
     }
 }
 
@@ -77,7 +69,7 @@ pub(crate) fn create(
         vcpus,
         setup,
         passed_over: passed_over
-            .map(|(kind, error)| (name(kind), error))
+            .map(|(kind, error)| (kind.name(), error))
             .collect(),
     })
 }
@@ -129,7 +121,7 @@ mod tests {
         let refuse = |refused: &'static [EngineKind]| {
             move |kind| {
                 if refused.contains(&kind) {
-                    Err(format!("no {}", name(kind)))
+                    Err(format!("no {}", kind.name()))
                 } else {
                     Ok(kind)
                 }
@@ -151,7 +143,7 @@ mod tests {
                 ..config::Machine::default()
             };
             let machine = crate::Machine::new(config, crate::Consoles::default(), None).unwrap();
-            assert_eq!(machine.engine_name(), name(kind));
+            assert_eq!(machine.engine_name(), kind.name());
             assert!(machine.passed_over().is_empty());
         }
     }

@@ -1,5 +1,9 @@
 //! A debugger's session, packet by packet, and with gdb itself.
 
+#[macro_use]
+mod engines;
+
+use config::EngineKind;
 use machine::{Consoles, Event, GdbServer, Machine, Payload, Visit};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -63,10 +67,11 @@ fn kernel() -> Vec<u8> {
     file
 }
 
-/// Runs a machine of two CPUs as its owner does until it ends. Returns where gdb may call, and
+/// Runs a machine of two CPUs under `engine` as its owner does until it ends. Returns where gdb may call, and
 /// how the visits went.
-fn start(address: &str) -> (String, JoinHandle<Vec<Visit>>) {
+fn start(engine: EngineKind, address: &str) -> (String, JoinHandle<Vec<Visit>>) {
     let shape = config::Machine {
+        engine,
         cpus: 2,
         memory: 64 << 20,
         ..config::Machine::default()
@@ -203,9 +208,23 @@ fn little_endian(hex: &str) -> u64 {
         .fold(0, |value, i| value << 8 | digits(i))
 }
 
-#[test]
-fn breakpoints_steps_and_registers() {
-    let (address, owner) = start("127.0.0.1:0");
+on_every_engine! {
+    breakpoints_steps_and_registers,
+    a_breakpoint_is_hit_again_each_time_round,
+    watchpoints,
+    memory_is_read_and_written_where_it_is,
+    all_registers_at_once,
+    cpus_are_threads,
+    a_running_guest_is_interrupted,
+    a_triple_fault_is_shown_before_it_is_the_end,
+    a_reset_starts_anew,
+    the_guest_goes_on_without_its_debugger,
+    #[ignore = "needs gdb"]
+    with_gdb_itself,
+}
+
+fn breakpoints_steps_and_registers(engine: EngineKind) {
+    let (address, owner) = start(engine, "127.0.0.1:0");
     let mut gdb = Client::connect(&address);
     assert!(gdb.ask("?").starts_with("T05"));
     assert_eq!(gdb.rip(), at::ENTRY, "nothing was executed");
@@ -237,9 +256,8 @@ fn breakpoints_steps_and_registers() {
     assert_eq!(owner.join().unwrap(), [Visit::Ended]);
 }
 
-#[test]
-fn a_breakpoint_is_hit_again_each_time_round() {
-    let (address, owner) = start("127.0.0.1:0");
+fn a_breakpoint_is_hit_again_each_time_round(engine: EngineKind) {
+    let (address, owner) = start(engine, "127.0.0.1:0");
     let mut gdb = Client::connect(&address);
     assert_eq!(gdb.ask(&format!("Z0,{:x},1", at::STORE)), "OK");
     for round in 1..4 {
@@ -251,9 +269,8 @@ fn a_breakpoint_is_hit_again_each_time_round() {
     assert_eq!(owner.join().unwrap(), [Visit::Killed]);
 }
 
-#[test]
-fn watchpoints() {
-    let (address, owner) = start("127.0.0.1:0");
+fn watchpoints(engine: EngineKind) {
+    let (address, owner) = start(engine, "127.0.0.1:0");
     let mut gdb = Client::connect(&address);
     // The last byte of what the loop writes.
     let point = format!("2,{:x},1", at::COUNTER + 3);
@@ -275,9 +292,8 @@ fn watchpoints() {
     assert_eq!(owner.join().unwrap(), [Visit::Killed]);
 }
 
-#[test]
-fn memory_is_read_and_written_where_it_is() {
-    let (address, owner) = start("127.0.0.1:0");
+fn memory_is_read_and_written_where_it_is(engine: EngineKind) {
+    let (address, owner) = start(engine, "127.0.0.1:0");
     let mut gdb = Client::connect(&address);
     gdb.run_to(0, at::LOOP);
     // Replaces `inc eax`, which was executed and decoded, by `dec eax`.
@@ -293,9 +309,8 @@ fn memory_is_read_and_written_where_it_is() {
     assert_eq!(owner.join().unwrap(), [Visit::Killed]);
 }
 
-#[test]
-fn all_registers_at_once() {
-    let (address, owner) = start("127.0.0.1:0");
+fn all_registers_at_once(engine: EngineKind) {
+    let (address, owner) = start(engine, "127.0.0.1:0");
     let mut gdb = Client::connect(&address);
     let before = gdb.ask("g");
     assert_eq!(gdb.ask(&format!("G{before}")), "OK");
@@ -307,9 +322,8 @@ fn all_registers_at_once() {
     assert_eq!(owner.join().unwrap(), [Visit::Killed]);
 }
 
-#[test]
-fn cpus_are_threads() {
-    let (address, owner) = start("127.0.0.1:0");
+fn cpus_are_threads(engine: EngineKind) {
+    let (address, owner) = start(engine, "127.0.0.1:0");
     let mut gdb = Client::connect(&address);
     let threads = gdb.ask("qfThreadInfo");
     assert!(
@@ -333,9 +347,8 @@ fn cpus_are_threads() {
     assert_eq!(owner.join().unwrap(), [Visit::Killed]);
 }
 
-#[test]
-fn a_running_guest_is_interrupted() {
-    let (address, owner) = start("127.0.0.1:0");
+fn a_running_guest_is_interrupted(engine: EngineKind) {
+    let (address, owner) = start(engine, "127.0.0.1:0");
     let mut gdb = Client::connect(&address);
     gdb.run_to(0, at::LOOP);
     for _ in 0..3 {
@@ -349,9 +362,8 @@ fn a_running_guest_is_interrupted() {
     assert_eq!(owner.join().unwrap(), [Visit::Killed]);
 }
 
-#[test]
-fn a_triple_fault_is_shown_before_it_is_the_end() {
-    let (address, owner) = start("127.0.0.1:0");
+fn a_triple_fault_is_shown_before_it_is_the_end(engine: EngineKind) {
+    let (address, owner) = start(engine, "127.0.0.1:0");
     let mut gdb = Client::connect(&address);
     gdb.set_rip(at::TRIPLE_FAULT);
     let text = gdb.ask("vCont;c");
@@ -366,9 +378,8 @@ fn a_triple_fault_is_shown_before_it_is_the_end() {
     assert_eq!(owner.join().unwrap(), [Visit::Ended]);
 }
 
-#[test]
-fn a_reset_starts_anew() {
-    let (address, owner) = start("127.0.0.1:0");
+fn a_reset_starts_anew(engine: EngineKind) {
+    let (address, owner) = start(engine, "127.0.0.1:0");
     let mut gdb = Client::connect(&address);
     gdb.run_to(0, at::STORE);
     let hex: String = b"reset".iter().map(|byte| format!("{byte:02x}")).collect();
@@ -380,9 +391,8 @@ fn a_reset_starts_anew() {
     assert_eq!(owner.join().unwrap(), [Visit::Killed]);
 }
 
-#[test]
-fn the_guest_goes_on_without_its_debugger() {
-    let (address, owner) = start("127.0.0.1:0");
+fn the_guest_goes_on_without_its_debugger(engine: EngineKind) {
+    let (address, owner) = start(engine, "127.0.0.1:0");
     let mut gdb = Client::connect(&address);
     gdb.run_to(0, at::STORE);
     let before = gdb.counter();
@@ -408,12 +418,10 @@ fn the_guest_goes_on_without_its_debugger() {
     );
 }
 
-#[test]
-#[ignore = "needs gdb"]
-fn with_gdb_itself() {
+fn with_gdb_itself(engine: EngineKind) {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("gdb");
-    let (address, owner) = start(socket.to_str().unwrap());
+    let (address, owner) = start(engine, socket.to_str().unwrap());
     let output = std::process::Command::new("gdb")
         .args(["-nx", "-batch", "-ex", &format!("target remote {address}")])
         .args([
