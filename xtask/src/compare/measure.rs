@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -61,6 +61,15 @@ pub(crate) struct Run {
 /// A running peer, which ends with this value.
 struct Running(Child);
 
+impl Running {
+    /// How it ended, if it did.
+    fn ending(&mut self) -> Option<ExitStatus> {
+        // Its output may have been closed just before its end.
+        std::thread::sleep(Duration::from_millis(100));
+        self.0.try_wait().ok().flatten()
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         Family::of(self.0.id()).kill();
@@ -100,12 +109,15 @@ pub(crate) fn run(command: &mut Command, patience: Duration, directory: &Path) -
         });
     });
     let mut log = Log::default();
-    log.run.failure = follow(&mut log, &lines, patience).err().map(|failure| {
+    log.run.failure = follow(&mut log, &lines, patience).err().map(|mut failure| {
+        if let Some(status) = running.ending() {
+            failure += &format!(", with {status}");
+        }
         let messages = std::fs::read_to_string(&messages).unwrap_or_default();
-        let last = messages.lines().next_back();
-        last.map_or(failure.clone(), |last| {
-            format!("{failure}; it said: {last}")
-        })
+        if let Some(last) = messages.lines().rfind(|line| !line.trim().is_empty()) {
+            failure += &format!("; it said: {last}");
+        }
+        failure
     });
     if log.run.failure.is_none() {
         log.run.memory_kib = Some(family.memory_kib());
@@ -229,12 +241,9 @@ mod tests {
 
     #[test]
     fn a_peer_that_ends_early_is_a_failure_with_its_own_words() {
-        let run = shell("echo compare: init; echo no BIOS >&2", LONG);
-        let failure = run.failure.unwrap();
-        assert!(
-            failure.contains("'compare: init'") && failure.contains("no BIOS"),
-            "{failure}"
-        );
+        let run = shell("echo compare: init; echo no BIOS >&2; exit 3", LONG);
+        let line = "it ended after the line 'compare: init', with exit status: 3; it said: no BIOS";
+        assert_eq!(run.failure.as_deref(), Some(line));
     }
 
     #[test]

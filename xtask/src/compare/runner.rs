@@ -245,7 +245,7 @@ echo compare: done";
             [
                 "gzip: 2",
                 "pipe: 2",
-                "sort: it ended after the line 'compare: end gzip same'"
+                "sort: it ended after the line 'compare: end gzip same', with exit status: 1"
             ]
         );
     }
@@ -253,7 +253,7 @@ echo compare: done";
     #[test]
     fn a_guest_that_does_not_boot_is_tried_once() {
         let told = outcome("echo panic", &["gzip", "pipe"], 1);
-        let failure = "it ended after the line 'panic'";
+        let failure = "it ended after the line 'panic', with exit status: 0";
         assert_eq!(
             told,
             [format!("gzip: {failure}"), format!("pipe: {failure}")]
