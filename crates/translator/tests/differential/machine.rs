@@ -5,6 +5,7 @@ use clock::Clock;
 use engine::{Access, Engine, Exit, Platform, Setup, Space, Vcpu};
 use interpreter::Interpreter;
 use memory::{GuestMemory, Kind, RegionSpec};
+use std::panic;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -77,16 +78,20 @@ impl Platform for Devices {
 pub(crate) enum End {
     /// The program's end was reached.
     Reached,
-    /// It was not, in [`PATIENCE`].
+    /// It was not, in [`Machine::patience`].
     TimedOut,
     /// Triple fault.
     Shutdown,
+    /// The engine panicked.
+    Panicked(String),
     /// Anything else.
     Other(Exit),
 }
 
 /// The longest run of a program, whose normal length is less than a millisecond.
 const PATIENCE: Duration = Duration::from_secs(4);
+/// The longest run of a program that may well be endless.
+pub(crate) const IMPATIENCE: Duration = Duration::from_millis(300);
 
 /// What is left when a program has run.
 #[derive(Clone, PartialEq, Eq)]
@@ -104,6 +109,8 @@ pub(crate) struct Machine {
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) vcpus: Vec<Box<dyn Vcpu>>,
     pub(crate) devices: Arc<Devices>,
+    /// The longest run.
+    pub(crate) patience: Duration,
     /// The states after power-on.
     pub(crate) reset: Vec<VcpuState>,
     watchdog: Watchdog,
@@ -137,6 +144,7 @@ impl Machine {
         assert!(devices.engine.set(weak).is_ok(), "it is set once");
         Self {
             memory,
+            patience: PATIENCE,
             reset: vcpus.iter().map(|vcpu| vcpu.state()).collect(),
             vcpus,
             watchdog: Watchdog::new(engine.clone()),
@@ -162,15 +170,20 @@ impl Machine {
     pub(crate) fn run(&mut self, state: &VcpuState) -> Outcome {
         self.vcpus[0].set_state(state).expect("a possible state");
         self.devices.ended.store(false, Ordering::Release);
-        self.watchdog.start();
+        self.watchdog.start(self.patience);
         let platform: Arc<dyn Platform> = self.devices.clone();
-        let exit = self.vcpus[0].run(&platform);
+        let vcpu = &mut self.vcpus[0];
+        let exit = panic::catch_unwind(panic::AssertUnwindSafe(|| vcpu.run(&platform)));
         self.watchdog.stop();
         let end = match exit {
-            Exit::Kicked if self.devices.ended.load(Ordering::Acquire) => End::Reached,
-            Exit::Kicked => End::TimedOut,
-            Exit::Shutdown(_) => End::Shutdown,
-            other => End::Other(other),
+            Ok(Exit::Kicked) if self.devices.ended.load(Ordering::Acquire) => End::Reached,
+            Ok(Exit::Kicked) => End::TimedOut,
+            Ok(Exit::Shutdown(_)) => End::Shutdown,
+            Ok(other) => End::Other(other),
+            Err(panic) => End::Panicked(match panic.downcast::<String>() {
+                Ok(text) => *text,
+                Err(_) => String::new(),
+            }),
         };
         let mut lower = vec![0; SYSTEM_BYTES as usize];
         let mut upper = vec![0; PROGRAM_MEMORY_BYTES as usize];
@@ -217,8 +230,8 @@ impl Watchdog {
         Self { shared }
     }
 
-    fn start(&self) {
-        let deadline = self.shared.epoch.elapsed() + PATIENCE;
+    fn start(&self, patience: Duration) {
+        let deadline = self.shared.epoch.elapsed() + patience;
         self.shared
             .deadline
             .store(deadline.as_millis() as u64, Ordering::Release);

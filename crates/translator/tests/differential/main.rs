@@ -9,6 +9,7 @@ mod compare;
 mod generator;
 mod handlers;
 mod harness;
+mod interrupts;
 mod layout;
 mod machine;
 mod program;

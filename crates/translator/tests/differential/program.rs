@@ -67,6 +67,8 @@ pub(crate) struct Image {
 #[derive(Debug)]
 pub(crate) struct Unencodable(pub(crate) String);
 
+/// The address of a label of which none is known yet; branches to it count as short.
+const UNPLACED: u64 = u64::MAX - 0x8000;
 /// Rounds until the layout must be stable.
 const ROUNDS: usize = 40;
 
@@ -117,7 +119,7 @@ impl Program {
             base,
             bytes: Vec::new(),
             starts: Vec::new(),
-            labels: vec![base; self.labels],
+            labels: vec![UNPLACED; self.labels],
         };
         let mut long = vec![false; self.items.len()];
         for _ in 0..ROUNDS {
@@ -145,7 +147,10 @@ impl Program {
                     image.bytes.extend(self.encode(instruction, at)?)
                 }
                 Piece::Linked(instruction, link, label) => {
-                    let target = labels[label.0];
+                    let target = match labels[label.0] {
+                        UNPLACED => at,
+                        placed => placed,
+                    };
                     let bytes = self.encode_linked(*instruction, *link, target, at, long)?;
                     image.bytes.extend(bytes);
                 }
@@ -211,16 +216,19 @@ impl Program {
         }
     }
 
-    /// The program's groups, in the order in which they begin; items of no group alone.
+    /// The program's groups, in the order in which they begin; items of no group alone. Labels
+    /// are in none: they stay.
     pub(crate) fn units(&self) -> Vec<Vec<usize>> {
         let mut units: Vec<(Option<u32>, Vec<usize>)> = Vec::new();
         for (index, item) in self.items.iter().enumerate() {
+            if matches!(item.piece, Piece::Mark(_)) {
+                continue;
+            }
             let unit = item
                 .group
                 .and_then(|group| units.iter_mut().find(|(of, _)| *of == Some(group)));
             match unit {
                 Some((_, members)) => members.push(index),
-                None if matches!(item.piece, Piece::Mark(_)) && item.group.is_none() => {}
                 None => units.push((item.group, vec![index])),
             }
         }
@@ -246,6 +254,18 @@ impl Program {
     fn with_labels(mut self, labels: usize) -> Self {
         self.labels = labels;
         self
+    }
+
+    /// Offsets of the bytes that belong to instructions.
+    pub(crate) fn instruction_bytes(&self, image: &Image) -> Vec<usize> {
+        let ends = image.starts.iter().skip(1).copied();
+        let ranges = image.starts.iter().zip(ends.chain([image.bytes.len()]));
+        let items = self.items.iter().zip(ranges);
+        let instructions = items
+            .filter(|(item, _)| matches!(item.piece, Piece::Instruction(_) | Piece::Linked(..)));
+        instructions
+            .flat_map(|(_, (&start, end))| start..end)
+            .collect()
     }
 
     /// The program's text, an instruction a line with address and bytes.

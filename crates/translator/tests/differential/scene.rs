@@ -78,11 +78,7 @@ impl Scene {
         let code = frames.split_off(frames.len() - CODE_PAGES as usize);
         let stack = frames.split_off(frames.len() - STACK_PAGES as usize);
         let long = mode.bits() == 64;
-        let places: &[(u64, u64)] = if mode.is_long() {
-            &WINDOWS64
-        } else {
-            &WINDOWS32
-        };
+        let places: &[(u64, u64)] = if long { &WINDOWS64 } else { &WINDOWS32 };
         let windows = places
             .iter()
             .map(|&(linear, count)| Window {
@@ -115,7 +111,7 @@ impl Scene {
         Self {
             mode,
             windows,
-            large: (mode.is_long() && random.percent(50)).then_some(LARGE),
+            large: (long && random.percent(50)).then_some(LARGE),
             code,
             stack,
             contents,
@@ -231,7 +227,7 @@ impl Scene {
             (false, _) => (KERNEL_CODE32, 0),
             (true, 8) => (KERNEL_CODE64, 2),
             (true, v) if v == u64::from(INTERRUPT_VECTOR) => (KERNEL_CODE64, 3),
-            (true, _) => (KERNEL_CODE64, u64::from(self.own_fault_stack)),
+            (true, _) => (KERNEL_CODE64, self.own_fault_stack.into()),
         };
         let low = target & 0xffff
             | u64::from(selector) << 16
@@ -255,11 +251,17 @@ impl Scene {
     fn map<'a>(&self, lower: &'a mut [u8]) -> Tables<'a> {
         let mode = self.mode;
         let own = PRESENT | WRITABLE | if mode.is_user() { USER } else { 0 };
+        // What an interrupt uses must not tell whether there was one.
+        let used = if self.interruptible {
+            ACCESSED | DIRTY
+        } else {
+            0
+        };
         let mut tables = Tables::new(lower, mode.is_long());
         for gpa in (0x1000..SYSTEM_BYTES).step_by(PAGE as usize) {
-            tables.map(mode.system(gpa), gpa, PRESENT | WRITABLE | GLOBAL);
+            tables.map(mode.system(gpa), gpa, PRESENT | WRITABLE | GLOBAL | used);
         }
-        tables.map(mode.apic(), APIC, PRESENT | WRITABLE);
+        tables.map(mode.apic(), APIC, PRESENT | WRITABLE | used);
         tables.map(mode.control(CONTROL), CONTROL, own);
         for (n, &gpa) in (0..).zip(&self.code) {
             tables.map(mode.code() + PAGE * n, gpa, own);

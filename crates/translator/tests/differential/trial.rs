@@ -1,9 +1,9 @@
 //! A program on two machines.
 
 use crate::compare;
-use crate::generator::{Family, Generated, generate};
+use crate::generator::{Family, Generated, generate, generate_long};
 use crate::layout::{CODE_PAGES, Mode, PAGE};
-use crate::machine::{Create, End, Machine, Outcome};
+use crate::machine::{Create, End, IMPATIENCE, Machine, Outcome};
 use crate::program::{Image, Program, Unencodable};
 use crate::random::Random;
 use crate::scene::Scene;
@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 
 /// Time that is spent on making a program shorter.
 const SHRINKING: Duration = Duration::from_secs(20);
+
+/// Passes of the loop that is a long trial's program.
+const LONG_PASSES: u64 = 400;
 
 /// Two machines that should do the same.
 pub(crate) struct Pair {
@@ -32,6 +35,22 @@ impl Trial {
         let scene = Scene::random(mode, &mut random);
         let units = 4 + random.below(30);
         let generated = generate(&scene, families, units, &mut random);
+        Self {
+            seed,
+            scene,
+            generated,
+        }
+    }
+
+    /// A random trial whose program runs for long, and with interrupts enabled; few of its
+    /// instructions fault.
+    pub(crate) fn long(mode: Mode, seed: u64, families: &[Family]) -> Self {
+        let mut random = Random::new(seed << 3 | mode as u64);
+        let mut scene = Scene::random(mode, &mut random);
+        scene.interruptible = true;
+        // So that an interrupt has a stack of its own.
+        scene.own_fault_stack = true;
+        let generated = generate_long(&scene, families, LONG_PASSES, &mut random);
         Self {
             seed,
             scene,
@@ -116,6 +135,7 @@ impl Pair {
         self.renew();
         let again = self.differences(trial, program);
         let history = again.is_none_or(|again| again.is_empty());
+        self.renew();
         let (program, found) = if history {
             (program.clone(), found)
         } else {
@@ -146,11 +166,15 @@ impl Pair {
                 let end = (at + size).min(last);
                 let removed: Vec<usize> = units[at..end].iter().flatten().copied().collect();
                 let candidate = best.0.without(&removed);
-                self.renew();
+                for machine in &mut self.machines {
+                    machine.patience = IMPATIENCE;
+                }
                 match self.differences(trial, &candidate) {
                     Some(found) if !found.is_empty() => {
                         best = (candidate, found);
                         shorter = true;
+                        // An engine may have broken down.
+                        self.renew();
                     }
                     _ => at = end,
                 }

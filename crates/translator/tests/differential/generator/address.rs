@@ -40,14 +40,15 @@ impl Use {
 impl Writer<'_> {
     /// A linear address for an operand: mostly usable; often unaligned or across pages.
     pub(super) fn target(&mut self, using: Use) -> u64 {
+        let may_fault = using.may_fault && !self.calm;
         loop {
-            if using.may_fault && self.random.percent(1) {
+            if may_fault && self.random.percent(1) {
                 return self.wild();
             }
             let address = self.window_address(using);
             let last = self.cut(address.wrapping_add(using.bytes - 1));
             let usable = self.is_usable(address) && self.is_usable(last);
-            let lenient = using.may_fault && self.random.percent(7);
+            let lenient = may_fault && self.random.percent(7);
             if usable || lenient {
                 return address;
             }

@@ -211,12 +211,19 @@ impl Writer<'_> {
     }
 
     fn loop_in_memory(&mut self, head: Label, times: u64) {
+        self.loop_of(head, times, |writer| {
+            writer.ungrouped(|writer| writer.inner_units(4));
+        });
+    }
+
+    /// A loop with its counter in memory.
+    pub(super) fn loop_of(&mut self, head: Label, times: u64, body: impl FnOnce(&mut Self)) {
         let counter = self.counter();
         let place = self.absolute(counter);
         self.raw(ins::store_immediate(place, times as u32));
         self.place(head);
         self.forget();
-        self.ungrouped(|writer| writer.inner_units(4));
+        body(self);
         let code = if self.random.percent(50) {
             Instruction::with1(Code::Dec_rm32, place)
         } else {

@@ -4,7 +4,7 @@ use super::address::Use;
 use super::writer::Writer;
 use crate::random::Random;
 use iced_x86::{
-    Code, CpuidFeature, EncodingKind, FlowControl, Instruction, MemoryOperand, Mnemonic,
+    Code, CpuidFeature, Encoder, EncodingKind, FlowControl, Instruction, MemoryOperand, Mnemonic,
     OpCodeOperandKind, OpKind, Register,
 };
 use std::sync::OnceLock;
@@ -290,7 +290,10 @@ impl Writer<'_> {
         } else if memory.is_some() && !form.operands.contains(&Operand::Offset) {
             return None;
         }
-        self.may_write(&instruction).then_some(instruction)
+        // High bytes of registers have no encoding beside some others.
+        let mut encoder = Encoder::new(self.program.bits);
+        let encodable = encoder.encode(&instruction, self.mode().code()).is_ok();
+        (encodable && self.may_write(&instruction)).then_some(instruction)
     }
 }
 

@@ -101,6 +101,30 @@ pub(crate) fn generate(
     }
 }
 
+/// A loop of random units that runs `passes` times, in which few instructions fault.
+pub(crate) fn generate_long(
+    scene: &Scene,
+    families: &[Family],
+    passes: u64,
+    random: &mut Random,
+) -> Generated {
+    let mut writer = Writer::new(scene, random.clone());
+    writer.calm = true;
+    let total = families.iter().map(|family| family.weight()).sum();
+    writer.family = (families.to_vec(), total);
+    let head = writer.program.label();
+    writer.loop_of(head, passes, |writer| {
+        for _ in 0..8 {
+            writer.random_unit(families, total);
+        }
+    });
+    writer.program.bytes(&[0xcd, END_VECTOR]);
+    Generated {
+        program: writer.program,
+        offset: PAGE - 100,
+    }
+}
+
 impl Writer<'_> {
     fn random_unit(&mut self, families: &[Family], total: u64) {
         let mut left = self.random.below(total);

@@ -29,6 +29,8 @@ pub(super) struct Writer<'a> {
     pub(super) family: (Vec<Family>, u64),
     /// How deep inner units are nested.
     pub(super) depth: u32,
+    /// Whether operands are where no access faults.
+    pub(super) calm: bool,
     group: Option<u32>,
     groups: u32,
     counters: u64,
@@ -47,6 +49,7 @@ impl<'a> Writer<'a> {
             reserved: 0,
             family: (Vec::new(), 0),
             depth: 0,
+            calm: false,
             group: None,
             groups: 0,
             counters: 0,

@@ -1,0 +1,111 @@
+//! Interrupts at any point of a program change nothing but what their handler does.
+
+use crate::compare::differences;
+use crate::generator::Family;
+use crate::layout::*;
+use crate::machine::{Create, Machine, Outcome, interpreter, translator};
+use crate::random::Random;
+use crate::trial::Trial;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Programs for each mode.
+const CASES: u64 = 25;
+/// Address and data of an MSI for vCPU 0, fixed delivery.
+const MESSAGE: (u64, u32) = (0xfee0_0000, INTERRUPT_VECTOR as u32);
+
+/// Runs `trial` while interrupts come.
+fn run_interrupted(machine: &mut Machine, trial: &Trial) -> Outcome {
+    let image = trial
+        .assemble(&trial.generated.program)
+        .expect("it was run before");
+    let stop = AtomicBool::new(false);
+    let engine = machine.engine.clone();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut random = Random::new(trial.seed);
+            while !stop.load(Ordering::Acquire) {
+                engine.send_message(MESSAGE.0, MESSAGE.1);
+                std::thread::sleep(Duration::from_micros(random.below(60)));
+            }
+        });
+        let outcome = trial.run(machine, &image);
+        stop.store(true, Ordering::Release);
+        outcome
+    })
+}
+
+/// Takes out of `outcome` what the interrupts' handler leaves. Returns the number of interrupts.
+fn remove_interrupts(outcome: &mut Outcome, without: &Outcome) -> u64 {
+    let at = INTERRUPTS as usize;
+    let count = outcome.lower[at..at + 8].try_into().expect("8 bytes");
+    for range in [
+        at..at + 8,
+        INTERRUPT_STACK as usize - 0x1000..INTERRUPT_STACK as usize,
+    ] {
+        outcome.lower[range.clone()].copy_from_slice(&without.lower[range]);
+    }
+    outcome.state.apic = without.state.apic.clone();
+    u64::from_le_bytes(count)
+}
+
+/// Compares programs of `mode` under `tested` with interrupts with those under the interpreter
+/// without.
+fn compare(tested: Create, mode: Mode) {
+    let families = [
+        Family::Integer,
+        Family::Vector,
+        Family::Strings,
+        Family::Stack,
+        Family::Branches,
+        Family::Loop,
+        Family::Function,
+        Family::Modify,
+    ];
+    let mut interrupts = 0;
+    for seed in 1..=CASES {
+        let trial = Trial::long(mode, seed, &families);
+        let Ok(image) = trial.assemble(&trial.generated.program) else {
+            continue;
+        };
+        let reference = trial.run(&mut Machine::new(interpreter, 1), &image);
+        let mut outcome = run_interrupted(&mut Machine::new(tested, 1), &trial);
+        interrupts += remove_interrupts(&mut outcome, &reference);
+        let found = differences(&trial.scene, &outcome, &reference);
+        assert!(
+            found.is_empty(),
+            "{mode:?}, seed {seed}:\n  {}\n{}",
+            found.join("\n  "),
+            trial.generated.program.disassemble(&image)
+        );
+    }
+    assert!(
+        interrupts > 10 * CASES,
+        "only {interrupts} interrupts were delivered"
+    );
+}
+
+#[test]
+fn the_interpreter_returns_to_where_it_was() {
+    compare(interpreter, Mode::User64);
+}
+
+#[test]
+fn kernel_code() {
+    compare(translator, Mode::Kernel64);
+}
+
+#[test]
+fn user_code() {
+    compare(translator, Mode::User64);
+}
+
+#[test]
+fn user_code_of_32_bits() {
+    compare(translator, Mode::Compatibility);
+}
+
+#[test]
+fn user_code_of_a_32_bit_system() {
+    compare(translator, Mode::User32);
+}
