@@ -39,10 +39,8 @@ fn run_interrupted(machine: &mut Machine, trial: &Trial) -> Outcome {
 fn remove_interrupts(outcome: &mut Outcome, without: &Outcome) -> u64 {
     let at = INTERRUPTS as usize;
     let count = outcome.lower[at..at + 8].try_into().expect("8 bytes");
-    for range in [
-        at..at + 8,
-        INTERRUPT_STACK as usize - 0x1000..INTERRUPT_STACK as usize,
-    ] {
+    let page = |top: u64| (top - PAGE) as usize..top as usize;
+    for range in [at..at + 8, page(INTERRUPT_STACK), page(KERNEL_STACK)] {
         outcome.lower[range.clone()].copy_from_slice(&without.lower[range]);
     }
     outcome.state.apic = without.state.apic.clone();
