@@ -2,8 +2,8 @@
 
 use machine::Machine;
 
-/// vCPUs side by side, so that a line fits a terminal.
-const COLUMNS_MAX: usize = 5;
+/// Columns of a terminal that a line keeps to, if one vCPU fits.
+const LINE_MAX: usize = 100;
 
 /// The counters of one vCPU, by name.
 type Counters = Vec<(&'static str, u64)>;
@@ -13,52 +13,55 @@ pub(crate) fn table(machine: &Machine) -> String {
     format(machine.engine_name(), &machine.statistics())
 }
 
-/// A row for each counter, a column for each vCPU. A counter that a vCPU has not is left out
-/// there.
+/// A row for each counter, a column for each vCPU; as many tables as it takes. A counter that a
+/// vCPU has not is left out there.
 fn format(engine: &str, vcpus: &[Counters]) -> String {
-    let numbered: Vec<(usize, &Counters)> = vcpus.iter().enumerate().collect();
+    let columns: Vec<Vec<String>> = vcpus
+        .iter()
+        .enumerate()
+        .map(column(&names(vcpus)))
+        .collect();
+    let mut heads = vec![engine];
+    heads.extend(names(vcpus));
+    let head_width = heads.iter().map(|head| head.len()).max().unwrap_or(0);
+    let width = columns.iter().flatten().map(String::len).max().unwrap_or(0);
+    let fitting = LINE_MAX.saturating_sub(head_width) / (width + 2);
     let mut text = String::new();
-    for group in numbered.chunks(COLUMNS_MAX) {
-        let heads = group.iter().map(|(index, _)| format!("vCPU {index}"));
-        let mut rows = vec![(engine, heads.collect())];
-        for name in names(group) {
-            let values = group.iter().map(|(_, counters)| {
-                let counter = counters.iter().find(|(other, _)| *other == name);
-                counter.map_or_else(String::new, |(_, value)| value.to_string())
-            });
-            rows.push((name, values.collect()));
+    for group in columns.chunks(fitting.max(1)) {
+        for (row, head) in heads.iter().enumerate() {
+            let mut line = format!("{head:<head_width$}");
+            for column in group {
+                line += &format!("  {:>width$}", column[row]);
+            }
+            text += line.trim_end();
+            text += "\n";
         }
-        text += &aligned(&rows);
     }
     text
 }
 
-/// The names of all counters in `group`, each once, in their order.
-fn names(group: &[(usize, &Counters)]) -> Vec<&'static str> {
+/// What makes a column out of a vCPU's counters: its head, and the number of each of `names`.
+fn column(names: &[&str]) -> impl Fn((usize, &Counters)) -> Vec<String> {
+    move |(index, counters)| {
+        let number = |name: &&str| {
+            let counter = counters.iter().find(|(other, _)| other == name);
+            counter.map_or_else(String::new, |(_, value)| value.to_string())
+        };
+        let mut cells = vec![format!("vCPU {index}")];
+        cells.extend(names.iter().map(number));
+        cells
+    }
+}
+
+/// The names of all counters, each once, in their order.
+fn names(vcpus: &[Counters]) -> Vec<&'static str> {
     let mut names = Vec::new();
-    for (name, _) in group.iter().flat_map(|(_, counters)| counters.iter()) {
+    for (name, _) in vcpus.iter().flatten() {
         if !names.contains(name) {
             names.push(*name);
         }
     }
     names
-}
-
-/// Rows as lines: names to the left, numbers to the right of their columns.
-fn aligned(rows: &[(&str, Vec<String>)]) -> String {
-    let width = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or(0);
-    let names = width(&mut rows.iter().map(|(name, _)| name.len()));
-    let numbers = width(&mut rows.iter().flat_map(|(_, cells)| cells).map(String::len));
-    let mut text = String::new();
-    for (name, cells) in rows {
-        let mut line = format!("{name:<names$}");
-        for cell in cells {
-            line += &format!("  {cell:>numbers$}");
-        }
-        text += line.trim_end();
-        text += "\n";
-    }
-    text
 }
 
 #[cfg(test)]
@@ -81,12 +84,18 @@ halts                      3
     }
 
     #[test]
-    fn many_vcpus_are_shown_in_groups() {
-        let vcpus: Vec<_> = (0..12).map(|i| vec![("halts", i)]).collect();
+    fn lines_fit_a_terminal() {
+        let vcpus: Vec<_> = (0..64).map(|i| vec![("interrupts", i << 40)]).collect();
         let text = format("translator", &vcpus);
-        assert_eq!(text.lines().count(), 6, "{text}");
-        assert!(text.lines().all(|line| line.len() <= 80), "{text}");
-        let last = text.lines().last().unwrap();
-        assert!(last.split_whitespace().eq(["halts", "10", "11"]), "{last}");
+        assert!(text.lines().all(|line| line.len() <= LINE_MAX), "{text}");
+        let numbers = text.lines().skip(1).step_by(2).flat_map(|line| {
+            let words = line.split_whitespace().skip(1);
+            words.map(|word| word.parse::<u64>().unwrap())
+        });
+        assert!(numbers.eq((0..64).map(|i| i << 40)), "{text}");
+        // What fits nowhere is one to a line.
+        let name: &'static str = "a".repeat(200).leak();
+        let wide = format("translator", &vec![vec![(name, 1)]; 3]);
+        assert_eq!(wide.lines().count(), 6);
     }
 }
