@@ -7,10 +7,9 @@
 //! Documentation/virt/kvm/x86/cpuid.rst.
 
 use crate::cpu::Cpu;
-use crate::model::Vendor;
 use crate::paging::PHYSICAL_BITS;
 use native::Features;
-use x86::cpuid::{Answer, Table};
+use x86::cpuid::{Answer, Table, Vendor};
 use x86::{Cr4, Xcr0};
 
 /// IA32_ARCH_CAPABILITIES: no RDCL, L1TF, SSB, MDS, PSCHANGE, TAA, MMIO stale data, BHI, PBRSB,
@@ -51,7 +50,7 @@ struct Shape<'a> {
 /// What CPUID shows on vCPU `index` of `count`, whose TSC counts at `tsc_khz`.
 pub fn table(index: u32, count: u32, tsc_khz: u64) -> Table {
     let shape = Shape {
-        vendor: host_vendor(),
+        vendor: native::host_vendor(),
         index,
         count: count.max(1),
         tsc_khz,
@@ -69,12 +68,6 @@ pub fn table(index: u32, count: u32, tsc_khz: u64) -> Table {
         table.set(first, answer);
     }
     table
-}
-
-/// The vendor of the host, as far as it is one that differs.
-fn host_vendor() -> Vendor {
-    let leaf = std::arch::x86_64::__cpuid(0);
-    Vendor::of_signature(leaf.ebx)
 }
 
 /// The bits whose condition holds.

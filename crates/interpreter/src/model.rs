@@ -1,28 +1,7 @@
 //! What a CPUID table implies: vendor, and the control-register bits that exist.
 
-use x86::cpuid::Table;
+use x86::cpuid::{Table, Vendor};
 use x86::{Cr0, Cr4, Efer, Xcr0};
-
-/// Whose rules hold where the two differ.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Vendor {
-    /// Intel, and anybody else.
-    Intel,
-    /// AMD and Hygon.
-    Amd,
-}
-
-impl Vendor {
-    /// By EBX of CPUID leaf 0, the first letters of the vendor's name.
-    pub(crate) fn of_signature(ebx: u32) -> Self {
-        const AUTHENTIC_AMD: u32 = u32::from_le_bytes(*b"Auth");
-        const HYGON_GENUINE: u32 = u32::from_le_bytes(*b"Hygo");
-        match ebx {
-            AUTHENTIC_AMD | HYGON_GENUINE => Self::Amd,
-            _ => Self::Intel,
-        }
-    }
-}
 
 /// The CPU that a vCPU's CPUID shows.
 pub(crate) struct Model {

@@ -102,6 +102,11 @@ impl Bench {
         bench
     }
 
+    /// Follows the rules of the host's vendor; [`Bench::new`] follows Intel's.
+    pub(crate) fn follow_host(&mut self) {
+        self.cpu.model.vendor = native::host_vendor();
+    }
+
     fn enter_long_mode(&mut self, layout: Layout, cpl: u8) {
         let index = |linear: u64, level: u32| linear >> (12 + 9 * level) & 0x1ff;
         let table = |level: u32| TABLES + u64::from(3 - level) * 0x1000;

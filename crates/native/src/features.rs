@@ -1,6 +1,13 @@
 //! Which instruction-set extensions the host offers to user-mode code.
 
 use std::sync::OnceLock;
+use x86::cpuid::Vendor;
+
+/// The vendor of the host, as far as it is one that differs.
+pub fn host_vendor() -> Vendor {
+    static HOST: OnceLock<Vendor> = OnceLock::new();
+    *HOST.get_or_init(|| Vendor::of_signature(std::arch::x86_64::__cpuid(0).ebx))
+}
 
 /// The extensions that stubs may use, as far as this host and its operating system have them.
 ///

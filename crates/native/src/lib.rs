@@ -47,7 +47,7 @@ mod stub;
 mod tests;
 mod time_stamp;
 
-pub use features::Features;
+pub use features::{Features, host_vendor};
 pub use frame::{Frame, SCRATCH_BYTES};
 pub use masked::{Gather, MaskedMove};
 pub use policy::{Memory, Refusal, Unit, inspect};

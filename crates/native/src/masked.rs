@@ -4,7 +4,9 @@
 //! They move data and compute nothing, so there is little to get wrong.
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use x86::cpuid::Vendor;
 
+use crate::features::host_vendor;
 use crate::policy::{Refusal, Unit, check_class};
 use crate::state::VectorState;
 
@@ -173,6 +175,9 @@ pub struct Gather {
     /// Bytes of an index: 4 or 8.
     index_size: u8,
     count: u8,
+    /// Bytes of the vectors: 16 or 32. Destination and mask of an element half as large as its
+    /// index are shorter.
+    width: u8,
 }
 
 impl Gather {
@@ -206,6 +211,7 @@ impl Gather {
             element,
             index_size,
             count,
+            width: (instruction.op0_register().size()).max(instruction.memory_index().size()) as u8,
         }))
     }
 
@@ -219,8 +225,11 @@ impl Gather {
     /// the base wraps at 2^32).
     ///
     /// Each element's mask is cleared once it is loaded, so that after a failure the
-    /// instruction can be restarted. On success mask and destination are cleared above the
-    /// last element.
+    /// instruction can be restarted. What else is different then depends on the vendor: Intel's
+    /// processors first make each element of the mask all ones or all zeros and clear it above
+    /// the vector (as the manual's operation section does), and with the first element that is
+    /// loaded clear the destination above the vector; AMD's do this only at the end. On success
+    /// mask and destination are cleared above the last element.
     ///
     /// # Errors
     /// The first error of `read`; elements below it are complete.
@@ -231,18 +240,36 @@ impl Gather {
     ) -> Result<(), E> {
         let size = self.element_bytes();
         let (destination, mask) = (usize::from(self.destination), usize::from(self.mask));
+        let intel = host_vendor() == Vendor::Intel;
+        if intel {
+            self.widen_mask(&mut state.ymm[mask]);
+        }
         for n in 0..usize::from(self.count) {
             let place = n * size..(n + 1) * size;
             if state.ymm[mask][place.end - 1] >> 7 != 0 {
                 let mut element = [0; 8];
                 read(self.offset(state, n), &mut element[..size])?;
                 state.ymm[destination][place.clone()].copy_from_slice(&element[..size]);
+                if intel {
+                    state.ymm[destination][usize::from(self.width)..].fill(0);
+                }
             }
             state.ymm[mask][place].fill(0);
         }
         state.ymm[mask].fill(0);
         state.ymm[destination][usize::from(self.count) * size..].fill(0);
         Ok(())
+    }
+
+    /// Gives all of an element of `mask` the value of its most significant bit, and clears what
+    /// lies above the vectors.
+    fn widen_mask(&self, mask: &mut [u8; 32]) {
+        let (elements, above) = mask.split_at_mut(self.width.into());
+        for element in elements.chunks_exact_mut(self.element_bytes()) {
+            let selected = element.last().is_some_and(|top| top >> 7 != 0);
+            element.fill(if selected { 0xff } else { 0 });
+        }
+        above.fill(0);
     }
 
     fn offset(&self, state: &VectorState, n: usize) -> i64 {

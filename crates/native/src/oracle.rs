@@ -23,7 +23,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::{pread, pwrite};
 
 use crate::image::{FXSAVE_BYTES, FxFormat, load_x87, store_x87};
-use crate::state::{MXCSR_MASK, VectorState};
+use crate::state::{MXCSR_MASK, MXCSR_RESET, VectorState};
 
 /// Size of a page.
 pub const PAGE: usize = 4096;
@@ -359,7 +359,7 @@ impl Oracle {
             slot.copy_from_slice(&ymm[..16]);
         }
         let avx = crate::Features::host().avx;
-        image[XSTATE_BV] = if avx { 7 } else { 3 };
+        image[XSTATE_BV] = in_use(vectors);
         if avx {
             let high = image
                 .get_mut(YMM_HIGH..YMM_HIGH + 256)
@@ -574,6 +574,29 @@ impl Drop for Oracle {
 
 fn too_small() -> Error {
     io::Error::other("the kernel's XSAVE image is too small").into()
+}
+
+/// The state components of `vectors` that are not in their initial configuration, as XSTATE_BV.
+///
+/// Only these are loaded. A processor may take any other that is loaded for one in use (Intel SDM
+/// vol. 1, 13.6; Intel's do, AMD's look at the value), which XSAVE shows.
+fn in_use(vectors: &VectorState) -> u8 {
+    let (x87, sse, avx) = (1, 2, 4);
+    let any = |half: std::ops::Range<usize>| {
+        let mut bytes = vectors.ymm.iter().flat_map(|ymm| &ymm[half.clone()]);
+        bytes.any(|byte| *byte != 0)
+    };
+    let mut components = 0;
+    if vectors.fpu != crate::Fpu::init() {
+        components |= x87;
+    }
+    if vectors.mxcsr & MXCSR_MASK != MXCSR_RESET || any(0..16) {
+        components |= sse;
+    }
+    if crate::Features::host().avx && any(16..32) {
+        components |= avx;
+    }
+    components
 }
 
 /// The child: maps its pages and stops until it is traced to its end.

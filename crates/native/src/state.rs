@@ -209,7 +209,7 @@ impl Fpu {
     }
 
     /// Sets TOP, keeping every value in its physical register.
-    pub(crate) fn set_top(&mut self, top: u8) {
+    pub fn set_top(&mut self, top: u8) {
         let old = self.top();
         self.st.rotate_left(usize::from(top.wrapping_sub(old) & 7));
         self.fsw = self.fsw & !(7 << 11) | u16::from(top & 7) << 11;

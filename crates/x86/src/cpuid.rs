@@ -2,6 +2,27 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Whose rules hold where the two differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vendor {
+    /// Intel, and anybody else.
+    Intel,
+    /// AMD and Hygon.
+    Amd,
+}
+
+impl Vendor {
+    /// By EBX of CPUID leaf 0, the first letters of the vendor's name.
+    pub fn of_signature(ebx: u32) -> Self {
+        const AUTHENTIC_AMD: u32 = u32::from_le_bytes(*b"Auth");
+        const HYGON_GENUINE: u32 = u32::from_le_bytes(*b"Hygo");
+        match ebx {
+            AUTHENTIC_AMD | HYGON_GENUINE => Self::Amd,
+            _ => Self::Intel,
+        }
+    }
+}
+
 /// What one leaf and subleaf answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Answer {

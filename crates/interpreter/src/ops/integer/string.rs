@@ -139,7 +139,19 @@ fn once<O: Element, T: Int>(cpu: &mut Cpu, op: &Op) -> Result {
     Ok(())
 }
 
+/// A fault takes back the flags of elements already compared on Intel's processors (SDM vol. 2,
+/// REP), and leaves them on AMD's.
 fn repeat<O: Element, T: Int, const KIND: u8>(cpu: &mut Cpu, op: &Op) -> Result {
+    let flags = cpu.flags;
+    let result = repeat_elements::<O, T, KIND>(cpu, op);
+    if O::COMPARES && result.is_err() && !cpu.model.is_amd() {
+        cpu.flags = flags;
+    }
+    result
+}
+
+#[inline(always)]
+fn repeat_elements<O: Element, T: Int, const KIND: u8>(cpu: &mut Cpu, op: &Op) -> Result {
     // Single-stepping traps after each element (SDM vol. 3, 18.3.1.4).
     let single = cpu.flags.system().contains(Rflags::TF);
     let mut work = if single { 0 } else { WORK };

@@ -505,10 +505,22 @@ fn is_undefined(form: &Form, case: &Case) -> bool {
         && count > 16
 }
 
+/// Whether it rotates through CF by more than one bit, after which OF is undefined, even where the
+/// rotation goes full circle (SDM vol. 2, RCL: by the count before it is reduced). Intel's
+/// processors leave it then, AMD's compute it.
+fn is_long_rotation(instruction: &Instruction) -> bool {
+    matches!(instruction.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr)
+        && instruction.op1_kind() == OpKind::Immediate8
+        && instruction.immediate8() & 31 > 1
+}
+
 /// Status flags that mean nothing after `instruction`.
 fn undefined_flags(instruction: &Instruction) -> u64 {
     use iced_x86::RflagsBits as B;
-    let undefined = instruction.rflags_undefined();
+    let mut undefined = instruction.rflags_undefined();
+    if is_long_rotation(instruction) {
+        undefined |= B::OF;
+    }
     let flags = [
         (B::CF, 1 << 0),
         (B::PF, 1 << 2),
@@ -565,6 +577,41 @@ fn may_choose(form: &Form, ours: &Effect, host: &Effect) -> bool {
         && host.signal.is_some()
 }
 
+/// Whether register `number` is a pointer of 32 bits in a repeated MOVS or STOS. Intel's processors
+/// clear its upper half before the first element, so also where this faults or there is none;
+/// the manuals have pointers written only after an element (SDM vol. 2, REP).
+fn is_narrow_pointer(instruction: &Instruction, number: usize) -> bool {
+    use Mnemonic as M;
+    let narrow = |kind| (0..instruction.op_count()).any(|n| instruction.op_kind(n) == kind);
+    let repeated = matches!(
+        instruction.mnemonic(),
+        M::Movsb | M::Movsw | M::Movsd | M::Movsq | M::Stosb | M::Stosw | M::Stosd | M::Stosq
+    ) && (instruction.has_rep_prefix() || instruction.has_repne_prefix());
+    repeated
+        && match number {
+            SI => narrow(OpKind::MemorySegESI),
+            DI => narrow(OpKind::MemoryESEDI),
+            _ => false,
+        }
+}
+
+/// Takes the return address back that Intel's processors push before they find that a CALL's
+/// target is not canonical (SDM vol. 2, CALL, looks at the target first). RSP stays in any case.
+fn forget_push(form: &Form, ours: &Effect, host: &mut Effect) {
+    let faulted = ours.signal == Some(Signal::Protection) && ours.signal == host.signal;
+    if form.instruction.mnemonic() != Mnemonic::Call || !faulted {
+        return;
+    }
+    let start = host.gprs[SP].wrapping_sub(8).wrapping_sub(DATA) as usize;
+    let slot = start..start.wrapping_add(8);
+    let (ours, host) = (ours.data.as_flattened(), host.data.as_flattened_mut());
+    if let (Some(ours), Some(host)) = (ours.get(slot.clone()), host.get_mut(slot))
+        && *host == (CODE + form.bytes.len() as u64).to_le_bytes()
+    {
+        host.copy_from_slice(ours);
+    }
+}
+
 /// How the interpreter's effect differs from the host's.
 fn differences(form: &Form, ours: &Effect, host: &Effect) -> Vec<String> {
     let mut found = Vec::new();
@@ -578,7 +625,8 @@ fn differences(form: &Form, ours: &Effect, host: &Effect) -> Vec<String> {
         found.push(format!("rip {:x}, host {:x}", ours.rip, host.rip));
     }
     for (number, (a, b)) in ours.gprs.iter().zip(&host.gprs).enumerate() {
-        if a != b {
+        let same = a == b || is_narrow_pointer(&form.instruction, number) && a & 0xffff_ffff == *b;
+        if !same {
             found.push(format!("register {number} {a:x}, host {b:x}"));
         }
     }
@@ -618,7 +666,7 @@ fn compare(code: Code, oracle: &mut Oracle, bench: &mut Bench, report: &mut Vec<
             if is_undefined(&form, &case) {
                 continue;
             }
-            let host = match oracle.run(&case) {
+            let mut host = match oracle.run(&case) {
                 Ok(host) => host,
                 Err(error) => panic!("{code:?}: {error}"),
             };
@@ -626,6 +674,7 @@ fn compare(code: Code, oracle: &mut Oracle, bench: &mut Bench, report: &mut Vec<
                 continue;
             }
             let ours = interpret(bench, &case);
+            forget_push(&form, &ours, &mut host);
             let found = differences(&form, &ours, &host);
             if !found.is_empty() && failures < 3 {
                 failures += 1;
@@ -646,6 +695,7 @@ fn compare(code: Code, oracle: &mut Oracle, bench: &mut Bench, report: &mut Vec<
 fn instructions_do_what_the_host_does() {
     let mut oracle = Oracle::new().expect("ptrace");
     let mut bench = Bench::new(Mode::User64);
+    bench.follow_host();
     let mut report = Vec::new();
     let codes: Vec<_> = Code::values().filter(|code| is_ours(*code)).collect();
     assert!(codes.len() > 400, "only {} instructions", codes.len());
