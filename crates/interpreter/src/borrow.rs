@@ -103,6 +103,27 @@ impl InterpreterVcpu {
         flags.set_system(Rflags::IF, rflags.contains(Rflags::IF));
     }
 
+    /// RFLAGS.DF.
+    #[inline(always)]
+    pub fn direction_flag(&self) -> bool {
+        self.cpu.flags.df()
+    }
+
+    /// Sets RFLAGS.AC, as STAC and CLAC do.
+    #[inline]
+    pub fn set_access_flag(&mut self, on: bool) {
+        if self.cpu.flags.system().contains(Rflags::AC) != on {
+            self.cpu.flags.set_system(Rflags::AC, on);
+            self.cpu.update_view();
+        }
+    }
+
+    /// The selectors of ES, CS, SS, DS, FS and GS.
+    #[inline(always)]
+    pub fn selectors(&self) -> [u16; 6] {
+        self.cpu.segments.each_ref().map(|s| s.selector.0)
+    }
+
     /// What is added to an offset in the segment in `register`. In 64-bit code, that is 0 for all
     /// but FS and GS.
     #[inline(always)]

@@ -14,6 +14,9 @@ pub struct Changes {
     /// Those of the lower half of the linear address space: CR3 was written, and everything in
     /// the upper half is global.
     pub lower: bool,
+    /// Those that are not global: CR3 was written, and not everything in the upper half is global.
+    /// What is global there may be kept.
+    pub locals: bool,
     /// All permissions to write.
     pub writes: bool,
     /// Translations of the 4 KiB around each of these linear addresses.
@@ -68,6 +71,10 @@ impl Journal {
 
     pub(crate) fn lower(&mut self) {
         self.record(|c| c.lower = true);
+    }
+
+    pub(crate) fn locals(&mut self) {
+        self.record(|c| c.locals = true);
     }
 
     pub(crate) fn writes(&mut self) {

@@ -13,6 +13,8 @@ pub struct Mode {
     pub user: bool,
     /// Which pages its data accesses may touch, and whether each has to be looked at.
     pub view: View,
+    /// Whether CR4.SMAP is set, so that for supervisor code RFLAGS.AC decides about the view.
+    pub smap: bool,
     /// Whether ES, CS, SS and DS do nothing, so that an offset in any of them is the linear
     /// address. Always so in 64-bit code. In 32-bit code: protected mode at CPL 0 or 3, and
     /// these four are usable, begin at 0 and end at 4 GiB; CS may be read, the others written,
@@ -49,6 +51,7 @@ impl Cpu {
             bits: 16 << self.code_size as u8,
             user: self.cpl == 3,
             view: self.view,
+            smap: self.cr4.contains(Cr4::SMAP),
             flat,
             x87: x87 && !self.fpu.state.fpu.pending(),
             sse,

@@ -179,8 +179,12 @@ impl Tlb {
 
     /// Forgets everything, global pages too.
     pub(crate) fn flush(&mut self) {
-        self.flushes += 1;
         self.journal.all();
+        self.forget_all();
+    }
+
+    fn forget_all(&mut self) {
+        self.flushes += 1;
         self.large = Regions::default();
         self.huge = Regions::default();
         self.upper_local = false;
@@ -190,7 +194,8 @@ impl Tlb {
     /// Forgets everything but global pages: a CR3 write.
     pub(crate) fn flush_local(&mut self) {
         if self.upper_local {
-            self.flush();
+            self.forget_all();
+            self.journal.locals();
         } else {
             self.flushes += 1;
             self.journal.lower();

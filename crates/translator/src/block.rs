@@ -1,11 +1,15 @@
 //! Translated blocks, and how they are found and linked.
 
 use crate::mode::Mode;
-use std::collections::HashMap;
+use crate::plan::Strings;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 
 /// A block's number.
 pub(crate) type BlockId = u32;
+
+/// The argument of a gate that has none.
+pub(crate) const NO_SITE: u32 = u32::MAX;
 
 /// Where a block's code is, and for which state of the CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,8 +33,12 @@ pub(crate) struct Site {
     pub(crate) vectors: bool,
     /// Whether the instruction may work on vector registers.
     pub(crate) works_on_vectors: bool,
+    /// Whether this is a STOS or MOVS, which looks up the pages at RDI and RSI.
+    pub(crate) strings: Option<Strings>,
     /// The exit to take if a shared check fails: nothing behind it may run without it.
     pub(crate) single: Option<u8>,
+    /// By how much the instruction has moved RSP already.
+    pub(crate) moved: i32,
     /// Where the check begins, as an offset in the cache.
     pub(crate) retry: u32,
     /// Where the next instruction begins; `None` if the block ends here.
@@ -46,6 +54,8 @@ pub(crate) struct Exit {
     pub(crate) unlinked: u32,
     /// Where the guest goes, relative to the block's page.
     pub(crate) target: i64,
+    /// The mode of the target, but for [`Mode::SINGLE`].
+    pub(crate) mode: Mode,
     /// Whether the target must be a block that checks every access by itself.
     pub(crate) single: bool,
     /// Whether this may close a loop, so that a poll is due.
@@ -93,6 +103,8 @@ pub(crate) struct Blocks {
     by_page: HashMap<usize, Vec<BlockId>>,
     /// Blocks that depend on their linear address, by its page.
     by_linear: HashMap<u64, Vec<BlockId>>,
+    /// Those of these pages whose translation is not global.
+    local: HashSet<u64>,
 }
 
 impl Blocks {
@@ -116,14 +128,18 @@ impl Blocks {
             .unwrap_or(self.blocks.len() as BlockId)
     }
 
-    /// Keeps `block` under [`Blocks::next_id`].
-    pub(crate) fn insert(&mut self, block: Block) -> BlockId {
+    /// Keeps `block` under [`Blocks::next_id`]. If it depends on its linear address, `global` says
+    /// whether that is translated the same way in every address space.
+    pub(crate) fn insert(&mut self, block: Block, global: bool) -> BlockId {
         let id = self.next_id();
         let key = block.key;
         self.by_key.insert(key, id);
         self.by_page.entry(key.offset >> 12).or_default().push(id);
         if key.linear != 0 {
             self.by_linear.entry(key.linear >> 12).or_default().push(id);
+            if !global {
+                self.local.insert(key.linear >> 12);
+            }
         }
         if self.free.pop().is_some() {
             self.blocks[id as usize] = Some(block);
@@ -158,15 +174,18 @@ impl Blocks {
             .unwrap_or_default()
     }
 
-    /// The linear pages on which blocks depend, each with the offset in guest memory of one.
-    pub(crate) fn linear_pages(&self) -> Vec<(u64, usize)> {
-        let pages = self.by_linear.iter();
-        pages
-            .filter_map(|(page, ids)| {
-                let block = self.get(*ids.first()?)?;
-                Some((page << 12, block.key.offset & !0xfff))
-            })
-            .collect()
+    /// The linear pages on which blocks depend (only those that are not `global`, if so asked),
+    /// each with the offset in guest memory where it was.
+    pub(crate) fn linear_pages(&self, only_local: bool) -> Vec<(u64, usize)> {
+        let offset = |page: &u64| {
+            let block = self.get(*self.by_linear.get(page)?.first()?)?;
+            Some((*page << 12, block.key.offset & !0xfff))
+        };
+        if only_local {
+            self.local.iter().filter_map(offset).collect()
+        } else {
+            self.by_linear.keys().filter_map(offset).collect()
+        }
     }
 
     pub(crate) fn clear(&mut self) {

@@ -64,6 +64,8 @@ pub(crate) struct Context {
     pub(crate) jump: u64,
     /// RCX, while a sequence that must leave the flags alone needs it.
     pub(crate) saved_rcx: u64,
+    /// Another register that a sequence needs for a while.
+    pub(crate) saved_other: u64,
     /// Linear address of the guest code that is jumped to.
     pub(crate) pc: u64,
     /// The target of an indirect call while the return address is pushed.
@@ -80,18 +82,24 @@ pub(crate) struct Context {
     pub(crate) attention: AtomicU32,
     /// RFLAGS.IF, in its place.
     pub(crate) interrupt_flag: u32,
+    /// RFLAGS.AC, in its place.
+    pub(crate) access_flag: u32,
+    /// Selectors of ES, CS, SS, DS, FS and GS.
+    pub(crate) selectors: [u32; 6],
     /// An interrupt would be taken if IF were set.
     pub(crate) interrupt_waits: u32,
     /// The guest's vector registers are in the host's.
     pub(crate) vectors_loaded: u32,
     /// Load the vector registers on entry.
     pub(crate) vectors_wanted: u32,
+    /// The guest's MXCSR during an assist.
+    pub(crate) mxcsr: u32,
     /// MXCSR of Rust code.
     pub(crate) host_mxcsr: u32,
     pub(crate) fs_base: u64,
     pub(crate) gs_base: u64,
     pub(crate) kernel_gs_base: u64,
-    /// RFLAGS but for the arithmetic flags, DF and IF, as PUSHF shows it.
+    /// RFLAGS but for the arithmetic flags, DF, IF and AC, as PUSHF shows it.
     pub(crate) other_flags: u64,
     /// Selects the arithmetic flags.
     pub(crate) status_mask: u64,
@@ -106,14 +114,13 @@ pub(crate) struct Context {
     /// indirect jumps poll.
     pub(crate) jump_mask: AtomicU64,
     /// Addresses of the gates, see [`crate::gate`].
-    pub(crate) exit_gate: u64,
-    pub(crate) fill_gate: u64,
+    pub(crate) assist_gate: u64,
     pub(crate) vectors_gate: u64,
-    /// The vCPU, for the fill gate's Rust part, while translated code runs.
+    /// The vCPU, for [`crate::assist::assist`], while translated code runs.
     pub(crate) vcpu: u64,
     /// The guest's x87, SSE and AVX registers when they are not in the host's.
     pub(crate) xsave: Xsave,
-    /// YMM registers during the fill gate.
+    /// YMM registers during an assist.
     pub(crate) ymm: [[u8; 32]; 16],
     pub(crate) tlb: [[TlbEntry; TLB_ENTRIES]; TLB_VIEWS],
     pub(crate) jumps: [JumpCache; JUMP_CACHES],

@@ -7,6 +7,7 @@
 
 mod control;
 mod memory;
+mod strings;
 mod system;
 
 use crate::asm::{Asm, EQUAL, Mem, NOT_EQUAL, RCX, Reg, Width};
@@ -56,6 +57,13 @@ enum Cold {
         from: usize,
         site: u8,
         restores_rcx: bool,
+    },
+    /// A string instruction leaves its page, or needs help for another reason. Besides RCX, this
+    /// register was borrowed.
+    Strings {
+        from: usize,
+        site: u8,
+        borrowed: Reg,
     },
     /// A branch to code that is found through the jump cache.
     Distant { from: usize, target: i64 },
@@ -189,6 +197,10 @@ impl<'a> Emitter<'a> {
             Class::Sti => self.sti(number, insn),
             Class::SwapGs => self.swap_gs(),
             Class::PushFlags => self.push_flags(number, insn),
+            Class::PushMemory => self.push_memory(number, insn),
+            Class::Access(on) => self.set_access(number, insn, on),
+            Class::ReadSegment => self.read_segment(insn),
+            Class::Strings(strings) => self.strings(number, insn, strings),
             Class::BitString(access) => self.bit_string(number, insn, access),
             Class::Callout | Class::End => self.callout(number, insn),
         }
@@ -283,7 +295,12 @@ impl<'a> Emitter<'a> {
             write,
             vectors: self.vectors_checked,
             works_on_vectors: insn.vectors,
+            strings: match insn.class {
+                Class::Strings(strings) => Some(strings),
+                _ => None,
+            },
             single: None,
+            moved: 0,
             retry: self.asm.here() as u32,
             next: None,
         });
@@ -349,6 +366,18 @@ impl<'a> Emitter<'a> {
                     if restores_rcx {
                         self.return_rcx();
                     }
+                    let argument = self.argument(site);
+                    self.asm.store_field_imm(field!(argument), argument);
+                    self.asm.jmp(self.gates.callout);
+                }
+                Cold::Strings {
+                    from,
+                    site,
+                    borrowed,
+                } => {
+                    self.asm.set_target(from, self.asm.here());
+                    self.asm.load_field(RCX, field!(saved_rcx));
+                    self.asm.load_field(borrowed, field!(saved_other));
                     let argument = self.argument(site);
                     self.asm.store_field_imm(field!(argument), argument);
                     self.asm.jmp(self.gates.callout);

@@ -10,7 +10,7 @@
 use crate::context::field;
 use std::arch::naked_asm;
 
-/// Why translated code was left.
+/// What translated code wants of Rust code, which it asks through [`assist`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Reason {
@@ -18,13 +18,16 @@ pub(crate) enum Reason {
     /// and exit.
     Link = 1,
     /// A jump to [`Context::pc`](crate::context::Context::pc), which the jump cache doesn't have.
+    /// The argument is block and site.
     Indirect = 2,
     /// The interpreter has to execute the instruction of a site. The argument is block and site.
     Callout = 3,
-    /// The access of a site can't be made through the TLB. As [`Reason::Callout`].
+    /// The access of a site missed the TLB. As [`Reason::Callout`].
     Memory = 4,
     /// An instruction raised a signal.
     Fault = 5,
+    /// Translated code was left, and the guest's state is the interpreter's.
+    Left = 6,
 }
 
 impl Reason {
@@ -36,6 +39,7 @@ impl Reason {
             3 => Self::Callout,
             4 => Self::Memory,
             5 => Self::Fault,
+            6 => Self::Left,
             _ => unreachable!("the gates store no other reason"),
         }
     }
@@ -158,23 +162,6 @@ pub(crate) unsafe extern "C" fn enter(target: u64) {
     )
 }
 
-/// Where translated code jumps to leave: the caller of [`enter`] goes on.
-#[unsafe(naked)]
-pub(crate) unsafe extern "C" fn exit() {
-    naked_asm!(
-        save_registers!(),
-        save_vectors!(),
-        return_to_rust!(),
-        host = const field!(host),
-        host_rsp = const field!(host_rsp),
-        flags = const field!(flags),
-        vectors_loaded = const field!(vectors_loaded),
-        xsave = const field!(xsave),
-        host_mxcsr = const field!(host_mxcsr),
-        components = const COMPONENTS,
-    )
-}
-
 /// Where the signal handler lets an instruction that faulted go on, on the stack of [`enter`]'s
 /// caller: the registers are in the fault record.
 #[unsafe(naked)]
@@ -192,10 +179,11 @@ pub(crate) unsafe extern "C" fn fault() {
     )
 }
 
-/// Where an access that missed the TLB jumps to: asks
-/// [`crate::vcpu::fill`], and goes on where it says, or leaves.
+/// Where translated code jumps when it wants something: asks [`crate::assist::assist`], and goes on
+/// where it says, or leaves. The guest's vector registers are kept meanwhile, and Rust code has
+/// an MXCSR of its own.
 #[unsafe(naked)]
-pub(crate) unsafe extern "C" fn miss() {
+pub(crate) unsafe extern "C" fn assist() {
     naked_asm!(
         save_registers!(),
         "cld
@@ -217,9 +205,11 @@ pub(crate) unsafe extern "C" fn miss() {
          vmovups gs:[{ymm} + 416], ymm13
          vmovups gs:[{ymm} + 448], ymm14
          vmovups gs:[{ymm} + 480], ymm15
+         stmxcsr gs:[{mxcsr}]
+         ldmxcsr gs:[{host_mxcsr}]
          3:
          mov rdi, gs:[{vcpu}]
-         call {fill}
+         call {assist}
          cmp dword ptr gs:[{vectors_loaded}], 0
          je 4f
          vmovups ymm0, gs:[{ymm} + 0]
@@ -238,23 +228,22 @@ pub(crate) unsafe extern "C" fn miss() {
          vmovups ymm13, gs:[{ymm} + 416]
          vmovups ymm14, gs:[{ymm} + 448]
          vmovups ymm15, gs:[{ymm} + 480]
+         ldmxcsr gs:[{mxcsr}]
          4:
          test rax, rax
          jz 5f
          mov gs:[{jump}], rax",
         load_registers_and_go!(),
-        "5:
-         mov dword ptr gs:[{reason}], {memory}",
+        "5:",
         save_vectors!(),
         return_to_rust!(),
         host = const field!(host),
         host_rsp = const field!(host_rsp),
         flags = const field!(flags),
         jump = const field!(jump),
-        reason = const field!(reason),
-        memory = const Reason::Memory as u32,
         vcpu = const field!(vcpu),
-        fill = sym crate::vcpu::fill,
+        assist = sym crate::assist::assist,
+        mxcsr = const field!(mxcsr),
         ymm = const field!(ymm),
         vectors_loaded = const field!(vectors_loaded),
         xsave = const field!(xsave),

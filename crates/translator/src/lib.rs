@@ -1,6 +1,7 @@
 //! The binary translator: 64-bit and 32-bit x86 guests on x86 hosts, without /dev/kvm.
 
 mod asm;
+mod assist;
 mod block;
 mod code_memory;
 mod context;

@@ -84,6 +84,13 @@ impl Lookup {
         }
     }
 
+    /// Where jumps to `linear` go, if that is known.
+    pub(crate) fn jump(&self, context: &Context, slot: usize, linear: u64) -> Option<u64> {
+        let index = linear as usize % JUMP_ENTRIES;
+        let cache = &context.jumps[slot];
+        (index != 0 && cache.tags[index] == linear.wrapping_neg()).then(|| cache.hosts[index])
+    }
+
     /// Forgets all pages and jumps.
     pub(crate) fn forget_all(&mut self, context: &mut Context) {
         for half in 0..2 {

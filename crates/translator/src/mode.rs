@@ -19,6 +19,8 @@ bitflags! {
         const SSE = 1 << 4;
         /// AVX instructions execute.
         const AVX = 1 << 5;
+        /// CR4.SMAP is set: RFLAGS.AC decides about [`Mode::USER_PAGES`].
+        const SMAP = 1 << 7;
         /// Every access is checked by itself. Chosen where a shared check meets a page's end.
         const SINGLE = 1 << 6;
     }
@@ -36,6 +38,7 @@ impl Mode {
             Self::USER_PAGES,
             !mode.user && mode.view == View::Supervisor,
         );
+        now.set(Self::SMAP, mode.smap);
         now.set(Self::BITS32, mode.bits == 32);
         now.set(Self::X87, mode.x87);
         now.set(Self::SSE, mode.sse);
@@ -58,9 +61,18 @@ impl Mode {
         usize::from(self.bits() & 7)
     }
 
-    /// The units' bits.
+    /// The bits that seldom change, and that no jump cache tells apart.
     pub(crate) fn units(self) -> Self {
-        self & (Self::X87 | Self::SSE | Self::AVX)
+        self & (Self::X87 | Self::SSE | Self::AVX | Self::SMAP)
+    }
+
+    /// The mode after STAC (`on`) or CLAC in supervisor code.
+    pub(crate) fn with_ac(self, on: bool) -> Self {
+        let mut mode = self;
+        if self.contains(Self::SMAP) {
+            mode.set(Self::USER_PAGES, on);
+        }
+        mode
     }
 
     /// Whether blocks of this mode do not depend on the linear address of their page. User code

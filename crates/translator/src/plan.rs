@@ -4,7 +4,7 @@
 mod classify;
 mod groups;
 
-pub(crate) use classify::{Access, Class, Classifier, has_high_byte};
+pub(crate) use classify::{Access, Class, Classifier, Strings, has_high_byte};
 pub(crate) use groups::{Base, Group, Use};
 
 use crate::asm::{RCX, RSP, Reg};
@@ -133,14 +133,10 @@ impl Plan {
             flags_live: true,
         };
         plan.find_live_flags(page);
-        let mut free: Vec<Reg> = SCRATCH_ORDER
+        let free: Vec<Reg> = SCRATCH_ORDER
             .into_iter()
             .filter(|r| used & 1 << r == 0)
             .collect();
-        if plan.insns.iter().any(|i| has_high_byte(&i.instruction)) {
-            // AH to BH can't be named beside R8 to R15.
-            free.reverse();
-        }
         if plan.insns.iter().any(|i| i.class.needs_scratch()) || !is_closed {
             let room = free.len().min(SCRATCH_MAX) - 2.min(free.len());
             // Outside 64-bit code, addresses wrap within a range.

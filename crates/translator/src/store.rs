@@ -45,6 +45,8 @@ pub(crate) struct Store {
     classifier: Classifier,
     encoder: Encoder,
     perf_map: Option<PerfMap>,
+    /// Changes whenever a block is dropped, and with it the meaning of its number.
+    pub(crate) generation: u64,
     pub(crate) counters: Counters,
 }
 
@@ -55,8 +57,7 @@ impl Store {
     /// If the host gives no executable memory.
     pub(crate) fn new(capacity: usize, context: &mut Context, perf_map: bool) -> io::Result<Self> {
         let mut memory = CodeMemory::new(capacity)?;
-        context.exit_gate = gate::exit as *const () as u64;
-        context.fill_gate = gate::miss as *const () as u64;
+        context.assist_gate = gate::assist as *const () as u64;
         context.vectors_gate = gate::load_vectors as *const () as u64;
         let mut asm = Asm::new(0);
         let mut trampoline = |reason: Option<Reason>, gate: i32| {
@@ -68,10 +69,10 @@ impl Store {
             here
         };
         let gates = Gates {
-            link: trampoline(Some(Reason::Link), field!(exit_gate)),
-            indirect: trampoline(Some(Reason::Indirect), field!(exit_gate)),
-            callout: trampoline(Some(Reason::Callout), field!(exit_gate)),
-            miss: trampoline(None, field!(fill_gate)),
+            link: trampoline(Some(Reason::Link), field!(assist_gate)),
+            indirect: trampoline(Some(Reason::Indirect), field!(assist_gate)),
+            callout: trampoline(Some(Reason::Callout), field!(assist_gate)),
+            miss: trampoline(Some(Reason::Memory), field!(assist_gate)),
             vectors: trampoline(None, field!(vectors_gate)),
         };
         let first = asm.here().next_multiple_of(ALIGNMENT);
@@ -89,6 +90,7 @@ impl Store {
             first,
             classifier: Classifier::new(),
             encoder: Encoder::new(64),
+            generation: 0,
             perf_map: perf_map.then(PerfMap::create).transpose()?,
             counters: Counters::default(),
         })
@@ -105,7 +107,14 @@ impl Store {
     }
 
     /// Translates the code at `key`, whose page has the bytes in `page`, at `linear`.
-    pub(crate) fn translate(&mut self, key: Key, page: &[u8; PAGE], linear: u64) -> BlockId {
+    /// The page is `global` if it is there in every address space.
+    pub(crate) fn translate(
+        &mut self,
+        key: Key,
+        page: &[u8; PAGE],
+        linear: u64,
+        global: bool,
+    ) -> BlockId {
         let at = (key.offset % PAGE) as u16;
         let base = linear & !(PAGE as u64 - 1);
         let plan = Plan::new(&mut self.classifier, page, at, base, key.mode);
@@ -138,7 +147,7 @@ impl Store {
             );
         }
         self.starts.insert(start as u32, id);
-        self.blocks.insert(Block {
+        let block = Block {
             key,
             entry: start as u32,
             inner: emitted.inner,
@@ -149,7 +158,8 @@ impl Store {
             sites: emitted.sites.into(),
             exits: emitted.exits.into(),
             incoming: Vec::new(),
-        })
+        };
+        self.blocks.insert(block, global)
     }
 
     /// The block whose code is at `position` of the cache.
@@ -222,6 +232,7 @@ impl Store {
         if ids.is_empty() {
             return;
         }
+        self.generation += 1;
         let mut entries = Vec::new();
         for id in ids {
             let Some(block) = self.blocks.remove(*id) else {
@@ -255,6 +266,7 @@ impl Store {
     /// Drops everything.
     pub(crate) fn clear(&mut self, lookup: &mut Lookup, context: &mut Context) {
         self.counters.flushes += 1;
+        self.generation += 1;
         self.blocks.clear();
         self.starts.clear();
         self.used = self.first;

@@ -1,12 +1,13 @@
 //! One vCPU: runs translated code, and does what it can't do by itself.
 #![expect(unsafe_code, reason = "enters translated code")]
-// UNSAFETY: calls of `gate::enter`, and the way back from the gate of TLB misses.
+// UNSAFETY: calls of `gate::enter`, and signal handlers.
 
-use crate::block::{BlockId, Key, Site};
+use crate::block::{Block, BlockId, Key, NO_SITE, Site};
 use crate::context::{Bell, ContextBox};
 use crate::gate::{self, Reason};
 use crate::lookup::Lookup;
 use crate::mode::Mode;
+use crate::plan::Strings;
 use crate::signals::{self, FaultRecord};
 use crate::store::{PAGE, Store, with_single};
 use crate::timer::{Ring, Timer};
@@ -21,16 +22,21 @@ use x86::{Rflags, SegmentRegister, VcpuState};
 
 /// What a vCPU counts.
 #[derive(Debug, Default, Clone, Copy)]
-struct Counters {
-    entries: u64,
-    links: u64,
-    indirect: u64,
-    callouts: u64,
-    accesses: u64,
-    faults: u64,
-    attended: u64,
-    interpreted: u64,
-    singles: u64,
+pub(crate) struct Counters {
+    pub(crate) entries: u64,
+    pub(crate) links: u64,
+    pub(crate) indirect: u64,
+    pub(crate) callouts: u64,
+    pub(crate) accesses: u64,
+    pub(crate) faults: u64,
+    pub(crate) attended: u64,
+    pub(crate) interpreted: u64,
+    pub(crate) singles: u64,
+    pub(crate) forgot_all: u64,
+    pub(crate) forgot_lower: u64,
+    pub(crate) forgot_locals: u64,
+    pub(crate) forgot_writes: u64,
+    pub(crate) checked_pages: u64,
 }
 
 /// Where the guest's vector registers are while Rust code runs.
@@ -55,18 +61,20 @@ struct Entry {
 
 /// An exit that was taken and may be linked to where it goes.
 #[derive(Debug, Clone, Copy)]
-struct Taken {
-    from: BlockId,
-    exit: u8,
-    rip: u64,
-    single: bool,
+pub(crate) struct Taken {
+    pub(crate) from: BlockId,
+    pub(crate) exit: u8,
+    pub(crate) rip: u64,
+    pub(crate) single: bool,
+    /// Of the store, when it was taken.
+    pub(crate) generation: u64,
 }
 
 /// A jump that the jump cache did not have.
 #[derive(Debug, Clone, Copy)]
-struct Missed {
-    slot: usize,
-    rip: u64,
+pub(crate) struct Missed {
+    pub(crate) slot: usize,
+    pub(crate) rip: u64,
 }
 
 /// Makes the vCPU leave translated code when its mailbox gets something.
@@ -94,21 +102,23 @@ unsafe impl Ring for TimerBell {
 
 /// One vCPU of the translator.
 pub(crate) struct TranslatorVcpu {
-    core: InterpreterVcpu,
-    context: ContextBox,
+    pub(crate) core: InterpreterVcpu,
+    pub(crate) context: ContextBox,
     bell: Bell,
-    store: Store,
-    lookup: Lookup,
+    pub(crate) store: Store,
+    pub(crate) lookup: Lookup,
     /// The units' bits of the mode for which the jump caches were filled.
     units: Mode,
     vectors: Vectors,
-    taken: Option<Taken>,
-    missed: Option<Missed>,
+    pub(crate) taken: Option<Taken>,
+    pub(crate) missed: Option<Missed>,
+    /// Why [`Vcpu::run`] has to return, if an assist found out.
+    pub(crate) exit: Option<Exit>,
     record: Box<FaultRecord>,
     /// Host address of guest memory.
-    ram: u64,
+    pub(crate) ram: u64,
     page: Box<[u8; PAGE]>,
-    counters: Counters,
+    pub(crate) counters: Counters,
 }
 
 impl Vcpu for TranslatorVcpu {
@@ -150,15 +160,20 @@ impl Vcpu for TranslatorVcpu {
             ("invalidated translations", store.invalidated),
             ("translation cache flushes", store.flushes),
             ("entries into translated code", own.entries),
-            ("exits: not linked, or a poll", own.links),
-            ("exits: jump cache misses", own.indirect),
-            ("exits: instructions for the interpreter", own.callouts),
-            ("exits: accesses for the interpreter", own.accesses),
-            ("exits: signals", own.faults),
-            ("exits: shared checks that failed", own.singles),
+            ("assists: jumps not linked, or a poll", own.links),
+            ("assists: jump cache misses", own.indirect),
+            ("assists: instructions for the interpreter", own.callouts),
+            ("assists: accesses for the interpreter", own.accesses),
+            ("signals", own.faults),
+            ("assists: shared checks that failed", own.singles),
             ("fast TLB fills", self.lookup.fills),
             ("jump cache fills", self.lookup.jump_fills),
             ("looks at requests and timers", own.attended),
+            ("flushes of everything", own.forgot_all),
+            ("flushes of what is not global", own.forgot_locals),
+            ("flushes of the lower half", own.forgot_lower),
+            ("flushes of permissions to write", own.forgot_writes),
+            ("kernel pages checked after flushes", own.checked_pages),
             (
                 "interpreted blocks outside translated modes",
                 own.interpreted,
@@ -192,6 +207,7 @@ impl TranslatorVcpu {
             vectors: Vectors::Core,
             taken: None,
             missed: None,
+            exit: None,
             record: Box::default(),
             ram,
             page: Box::new([0; PAGE]),
@@ -295,10 +311,15 @@ impl TranslatorVcpu {
         next
     }
 
+    /// The mode in which code runs.
+    pub(crate) fn now(&self) -> Option<Mode> {
+        Mode::now(&self.core.mode())
+    }
+
     /// The mode in which code runs, if it can be translated.
-    fn mode(&mut self) -> Option<Mode> {
+    pub(crate) fn mode(&mut self) -> Option<Mode> {
         // Translated code runs with DF clear.
-        if self.core.rflags() & Rflags::DF.bits() != 0 {
+        if self.core.direction_flag() {
             return None;
         }
         let mode = Mode::now(&self.core.mode())?;
@@ -310,7 +331,7 @@ impl TranslatorVcpu {
     }
 
     /// The block for the code at RIP, translated if need be.
-    fn find(&mut self, mode: Mode) -> Option<BlockId> {
+    pub(crate) fn find(&mut self, mode: Mode) -> Option<BlockId> {
         let rip = self.core.rip();
         let taken = self.taken.take().filter(|t| t.rip == rip);
         let missed = self
@@ -327,7 +348,7 @@ impl TranslatorVcpu {
         };
         let block = match self.store.blocks.find(&key) {
             Some(block) => block,
-            None => self.translate(key, linear),
+            None => self.translate(key, linear, page.global),
         };
         if let Some(taken) = taken {
             self.link(taken, block, &key);
@@ -341,7 +362,7 @@ impl TranslatorVcpu {
         Some(block)
     }
 
-    fn translate(&mut self, key: Key, linear: u64) -> BlockId {
+    fn translate(&mut self, key: Key, linear: u64, global: bool) -> BlockId {
         let page = key.offset / PAGE;
         self.core.watch_code(page);
         // Standing up may have changed permissions.
@@ -350,15 +371,19 @@ impl TranslatorVcpu {
             self.store.clear(&mut self.lookup, &mut self.context);
         }
         self.core.ram().read(page * PAGE, &mut self.page[..]);
-        self.store.translate(key, &self.page, linear)
+        self.store.translate(key, &self.page, linear, global)
     }
 
     fn link(&mut self, taken: Taken, to: BlockId, key: &Key) {
+        if taken.generation != self.store.generation {
+            // Its number may be another block's by now.
+            return;
+        }
         let Some(from) = self.store.blocks.get(taken.from) else {
             return;
         };
         let exit = &from.exits[usize::from(taken.exit)];
-        let same_mode = from.key.mode - Mode::SINGLE == key.mode - Mode::SINGLE;
+        let same_mode = exit.mode == key.mode - Mode::SINGLE;
         // A jump inside of a page stays in the page of memory that it is from.
         let in_page = (0..PAGE as i64).contains(&exit.target);
         let same_page = from.key.offset / PAGE == key.offset / PAGE;
@@ -369,94 +394,89 @@ impl TranslatorVcpu {
 
     /// Runs translated code.
     fn enter(&mut self, entry: &Entry) {
-        let Entry {
-            position,
-            scratch,
-            vectors,
-        } = *entry;
         self.vectors_to_area();
+        self.give_registers(entry.scratch);
+        self.context.vectors_wanted = entry.vectors.into();
         self.store.memory.publish();
         self.counters.entries += 1;
-        let flags = self.core.rflags();
-        let waits = self.core.interrupt_waits();
-        let context = &mut *self.context;
-        for (number, value) in self.core.gpr().iter().enumerate() {
-            if scratch >> number & 1 != 0 {
-                context.spilled[number] = *value;
-            } else {
-                context.host[number] = *value;
-            }
-        }
-        context.flags = flags & Rflags::STATUS.bits() | Rflags::FIXED.bits();
-        context.interrupt_flag = (flags & Rflags::IF.bits()) as u32;
-        let elsewhere = Rflags::STATUS | Rflags::DF | Rflags::IF | Rflags::RF | Rflags::VM;
-        context.other_flags = flags & !elsewhere.bits();
-        context.interrupt_waits = waits.into();
-        context.vectors_wanted = vectors.into();
-        context.fs_base = self.core.base(SegmentRegister::Fs);
-        context.gs_base = self.core.base(SegmentRegister::Gs);
-        context.kernel_gs_base = self.core.kernel_gs_base();
-        let target = self.store.memory.address(position as usize) as u64;
+        let target = self.store.memory.address(entry.position as usize) as u64;
         let this = (&raw mut *self).expose_provenance();
         self.context.vcpu = this as u64;
         // SAFETY: GS was set for this thread by `run`. `target` is the beginning of a block, or
-        // the site where one was left, and the registers were set for it. The gate of TLB misses
-        // uses the vCPU through the pointer, while nobody else does.
+        // the site where one was left, and the registers were set for it. Assists use the vCPU
+        // through the pointer, while nobody else does.
         unsafe { gate::enter(target) };
     }
 
     /// Deals with what made translated code leave. Returns where it goes on at once, if it does.
     fn leave(&mut self) -> Result<Option<Entry>, Exit> {
-        let context = &*self.context;
-        let (block, place) = (context.argument >> 8, context.argument as u8);
-        match Reason::new(context.reason) {
-            Reason::Link => {
-                self.counters.links += 1;
-                self.take_registers(0);
-                let Some(from) = self.store.blocks.get(block) else {
-                    unreachable!("the block that ran is there");
-                };
-                let exit = from.exits[usize::from(place)];
-                let rip = self.address(from.key.linear, from.key.mode, exit.target);
-                if exit.single {
-                    self.counters.singles += 1;
-                }
-                self.taken = Some(Taken {
-                    from: block,
-                    exit: place,
-                    rip,
-                    single: exit.single,
-                });
-                self.core.set_rip(rip);
-                Ok(None)
-            }
-            Reason::Indirect => {
-                self.counters.indirect += 1;
-                let rip = self.context.pc;
-                self.take_registers(0);
-                self.core.set_rip(rip);
-                if let Some(mode) = Mode::now(&self.core.mode()) {
-                    self.missed = Some(Missed {
-                        slot: mode.slot(),
-                        rip,
-                    });
-                }
-                Ok(None)
-            }
-            Reason::Callout => {
-                self.counters.callouts += 1;
-                self.interpret(block, place)
-            }
-            Reason::Memory => {
-                self.counters.accesses += 1;
-                self.interpret(block, place)
-            }
+        if let Some(exit) = self.exit.take() {
+            return Err(exit);
+        }
+        match Reason::new(self.context.reason) {
+            Reason::Callout | Reason::Memory => self.interpret_with_vectors(),
             Reason::Fault => self.fault().map(|()| None),
+            Reason::Left => Ok(None),
+            Reason::Link | Reason::Indirect => unreachable!("assists deal with them"),
         }
     }
 
+    /// The block and the site that the context's argument names.
+    pub(crate) fn site(&self) -> Option<(&Block, Site)> {
+        let argument = self.context.argument;
+        if argument == NO_SITE {
+            return None;
+        }
+        let block = self.store.blocks.get(argument >> 8)?;
+        let site = block.sites.get((argument & 0xff) as usize)?;
+        Some((block, *site))
+    }
+
+    /// Lets the interpreter execute the instruction of a site that works on vector registers,
+    /// which the host has no longer. Returns where to go on, if nothing speaks against it.
+    fn interpret_with_vectors(&mut self) -> Result<Option<Entry>, Exit> {
+        let Some((block, site)) = self.site() else {
+            unreachable!("the site of a block that ran is there");
+        };
+        let (key, scratch) = (block.key, block.scratch);
+        let following = site.next.map(|p| (p, block.guest_offset(p)));
+        self.vectors_to_core();
+        self.run_site(&key, scratch, &site)?;
+        let goes_on = following.filter(|(_, offset)| self.may_resume(&key, *offset));
+        Ok(goes_on.map(|(position, _)| Entry {
+            position,
+            scratch,
+            vectors: site.vectors,
+        }))
+    }
+
+    /// Lets the interpreter execute the instruction of a site.
+    pub(crate) fn run_site(&mut self, key: &Key, scratch: u16, site: &Site) -> Result<(), Exit> {
+        self.take_registers(scratch);
+        let rip = self.address(key.linear, key.mode, site.at.into());
+        self.core.set_rip(rip);
+        if let Some(strings) = site.strings {
+            self.look_up_strings(strings, key.mode);
+        }
+        self.core.run_instruction()
+    }
+
+    /// Whether translated code may go on at `offset` of the page of a block, after the interpreter
+    /// has executed the instruction before.
+    pub(crate) fn may_resume(&self, key: &Key, offset: u16) -> bool {
+        self.core.rip() == self.address(key.linear, key.mode, offset.into())
+            && !self.is_disturbed()
+            && !self.core.direction_flag()
+            && Mode::now(&self.core.mode()) == Some(key.mode - Mode::SINGLE)
+    }
+
+    /// Whether the run loop has to look at something before translated code runs.
+    pub(crate) fn is_disturbed(&self) -> bool {
+        self.core.wants_attention() || self.core.has_changes()
+    }
+
     /// The linear address of what is `offset` away from the page of a block at `linear`.
-    fn address(&self, linear: u64, mode: Mode, offset: i64) -> u64 {
+    pub(crate) fn address(&self, linear: u64, mode: Mode, offset: i64) -> u64 {
         let page = if mode.is_relocatable() {
             self.context.page
         } else {
@@ -470,8 +490,33 @@ impl TranslatorVcpu {
         }
     }
 
+    /// Puts the guest's registers into the context, those in `scratch` as spilled.
+    pub(crate) fn give_registers(&mut self, scratch: u16) {
+        let flags = self.core.rflags();
+        let waits = self.core.interrupt_waits();
+        let context = &mut *self.context;
+        for (number, value) in self.core.gpr().iter().enumerate() {
+            if scratch >> number & 1 != 0 {
+                context.spilled[number] = *value;
+            } else {
+                context.host[number] = *value;
+            }
+        }
+        context.flags = flags & Rflags::STATUS.bits() | Rflags::FIXED.bits();
+        context.interrupt_flag = (flags & Rflags::IF.bits()) as u32;
+        context.access_flag = (flags & Rflags::AC.bits()) as u32;
+        let elsewhere =
+            Rflags::STATUS | Rflags::DF | Rflags::IF | Rflags::AC | Rflags::RF | Rflags::VM;
+        context.other_flags = flags & !elsewhere.bits();
+        context.interrupt_waits = waits.into();
+        context.selectors = self.core.selectors().map(u32::from);
+        context.fs_base = self.core.base(SegmentRegister::Fs);
+        context.gs_base = self.core.base(SegmentRegister::Gs);
+        context.kernel_gs_base = self.core.kernel_gs_base();
+    }
+
     /// Takes the guest's registers out of the context, where those in `scratch` are spilled.
-    fn take_registers(&mut self, scratch: u16) {
+    pub(crate) fn take_registers(&mut self, scratch: u16) {
         let context = &*self.context;
         for (number, value) in self.core.gpr_mut().iter_mut().enumerate() {
             *value = if scratch >> number & 1 != 0 {
@@ -482,49 +527,24 @@ impl TranslatorVcpu {
         }
         let flags = context.flags & Rflags::STATUS.bits() | u64::from(context.interrupt_flag);
         self.core.set_rflags_status_df_if(flags);
+        self.core.set_access_flag(context.access_flag != 0);
         if context.gs_base != self.core.base(SegmentRegister::Gs) {
             self.core.set_base(SegmentRegister::Gs, context.gs_base);
         }
         self.core.set_kernel_gs_base(context.kernel_gs_base);
     }
 
-    /// Lets the interpreter execute the instruction of a site, and goes on in translated code
-    /// behind it if nothing speaks against it.
-    fn interpret(&mut self, block: BlockId, site: u8) -> Result<Option<Entry>, Exit> {
-        let Some(from) = self.store.blocks.get(block) else {
-            unreachable!("the block that ran is there");
-        };
-        let scratch = from.scratch;
-        let key = from.key;
-        let Site {
-            at,
-            next,
-            vectors,
-            works_on_vectors,
-            ..
-        } = from.sites[usize::from(site)];
-        let following = next.map(|position| (position, from.guest_offset(position)));
-        self.take_registers(scratch);
-        self.core
-            .set_rip(self.address(key.linear, key.mode, at.into()));
-        if works_on_vectors {
-            self.vectors_to_core();
+    /// Lets the next STOS or MOVS there find its pages in the TLB.
+    fn look_up_strings(&mut self, strings: Strings, mode: Mode) {
+        let (rsi, rdi) = (self.core.gpr()[6], self.core.gpr()[7]);
+        let wanted = [(rdi, true), (rsi, false)];
+        for (linear, write) in wanted.into_iter().take(1 + usize::from(strings.moves)) {
+            if let Some(page) = self.core.data_page(linear, write) {
+                let host = self.ram + page.offset as u64;
+                self.lookup
+                    .fill(&mut self.context, mode.view(), linear, host, page.writable);
+            }
         }
-        self.core.run_instruction()?;
-        let Some((position, offset)) = following else {
-            return Ok(None);
-        };
-        let expected = self.address(key.linear, key.mode, offset.into());
-        let goes_on = self.core.rip() == expected
-            && !self.core.wants_attention()
-            && !self.core.has_changes()
-            && self.core.rflags() & Rflags::DF.bits() == 0
-            && Mode::now(&self.core.mode()) == Some(key.mode - Mode::SINGLE);
-        Ok(goes_on.then_some(Entry {
-            position,
-            scratch,
-            vectors,
-        }))
     }
 
     /// An instruction raised a signal: the interpreter raises what it stands for.
@@ -565,9 +585,14 @@ impl TranslatorVcpu {
         let changes = self.core.take_changes();
         let context = &mut *self.context;
         if changes.all {
+            self.counters.forgot_all += 1;
             self.lookup.forget_all(context);
         } else {
-            if changes.lower {
+            if changes.locals {
+                self.counters.forgot_locals += 1;
+                self.lookup.forget_all(context);
+            } else if changes.lower {
+                self.counters.forgot_lower += 1;
                 self.lookup.forget_lower(context);
             }
             for page in &changes.pages {
@@ -575,6 +600,7 @@ impl TranslatorVcpu {
             }
         }
         if changes.writes {
+            self.counters.forgot_writes += 1;
             self.lookup.forget_writes(context);
         }
         if changes.all_code {
@@ -586,11 +612,12 @@ impl TranslatorVcpu {
                     .drop_blocks(&stale, &mut self.lookup, &mut self.context);
             }
         }
-        if changes.all {
-            for (linear, offset) in self.store.blocks.linear_pages() {
+        if changes.all || changes.locals {
+            for (linear, offset) in self.store.blocks.linear_pages(!changes.all) {
                 self.check_page(linear, offset);
             }
-        } else {
+        }
+        if !changes.all {
             for linear in changes.pages {
                 let ids = self.store.blocks.at_linear(linear);
                 let block = ids.first().and_then(|id| self.store.blocks.get(*id));
@@ -631,37 +658,4 @@ impl TranslatorVcpu {
             self.vectors = Vectors::Area;
         }
     }
-
-    /// An access missed the TLB: the host address at which translated code goes on; 0 if the
-    /// interpreter has to make the access.
-    fn refill(&mut self) -> u64 {
-        let (block, place) = (self.context.argument >> 8, self.context.argument as u8);
-        let linear = self.context.linear;
-        let Some(block) = self.store.blocks.get(block) else {
-            unreachable!("the block that runs is there");
-        };
-        let site = block.sites[usize::from(place)];
-        let fits = linear as usize % PAGE + usize::from(site.size) <= PAGE;
-        if fits && let Some(page) = self.core.data_page(linear, site.write) {
-            let host = self.ram + page.offset as u64;
-            let view = block.key.mode.view();
-            self.lookup
-                .fill(&mut self.context, view, linear, host, page.writable);
-            return self.store.memory.address(site.retry as usize) as u64;
-        }
-        site.single.map_or(0, |exit| {
-            let jump = block.exits[usize::from(exit)].jump as usize;
-            self.store.memory.address(jump - 1) as u64
-        })
-    }
-}
-
-/// The Rust part of [`gate::miss`].
-///
-/// # Safety
-/// `vcpu` is the vCPU whose code runs on this thread.
-pub(crate) unsafe extern "C" fn fill(vcpu: *mut TranslatorVcpu) -> u64 {
-    // SAFETY: `enter` gave the pointer, and does not use the vCPU until translated code leaves.
-    let vcpu = unsafe { &mut *vcpu };
-    vcpu.refill()
 }

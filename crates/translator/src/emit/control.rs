@@ -2,8 +2,9 @@
 
 use super::{Cold, Emitter, full_width};
 use crate::asm::{Mem, RCX, Reg};
-use crate::block::Exit;
+use crate::block::{Exit, NO_SITE};
 use crate::context::{JUMP_CACHES, JumpCache, field, spill_slot};
+use crate::mode::Mode;
 use crate::plan::{Access, Insn};
 use iced_x86::{Code, OpKind};
 use std::mem::offset_of;
@@ -24,6 +25,7 @@ impl Emitter<'_> {
             jump: jump as u32,
             unlinked: 0,
             target,
+            mode: self.plan.mode - Mode::SINGLE,
             single,
             polls: target <= i64::from(at),
             linked: None,
@@ -46,7 +48,7 @@ impl Emitter<'_> {
     pub(super) fn distant(&mut self, target: i64) {
         let t0 = self.temporary(0);
         self.load_target(t0, target);
-        self.indirect();
+        self.indirect(None);
     }
 
     /// The linear address of `target` into a register.
@@ -68,8 +70,9 @@ impl Emitter<'_> {
         }
     }
 
-    /// Goes to the address in temporary 0.
-    fn indirect(&mut self) {
+    /// Goes to the address in temporary 0. If that is not canonical, the instruction of `site`,
+    /// whose effects must then be undone, raises #GP.
+    fn indirect(&mut self, site: Option<u8>) {
         let (t0, t1) = (self.temporary(0), self.temporary(1));
         let cache = offset_of!(crate::context::Context, jumps)
             + self.plan.mode.slot() % JUMP_CACHES * size_of::<JumpCache>();
@@ -84,12 +87,21 @@ impl Emitter<'_> {
         self.asm.lea(RCX, Mem::sum(RCX, t0, 0));
         let hit = self.asm.jrcxz();
         self.leave_registers(t0, t1);
+        let argument = site.map_or(NO_SITE, |site| self.argument(site));
+        self.asm.store_field_imm(field!(argument), argument);
         self.asm.jmp(self.gates.indirect);
         self.asm.land(hit);
         self.asm.load_gs(RCX, Mem::scaled(t1, 3, hosts));
         self.asm.store_field(field!(jump), RCX);
         self.leave_registers(t0, t1);
         self.asm.jmp_field(field!(jump));
+    }
+
+    /// A site for an instruction that has moved RSP by `moved` bytes.
+    fn undo_site(&mut self, number: usize, insn: &Insn, moved: i32) -> u8 {
+        let site = self.site(number, insn, 0, false);
+        self.sites[usize::from(site)].moved = moved;
+        site
     }
 
     fn leave_registers(&mut self, t0: Reg, t1: Reg) {
@@ -178,12 +190,14 @@ impl Emitter<'_> {
         self.asm.store_field(field!(target), t0);
         self.push_return(number, insn);
         self.asm.load_field(t0, field!(target));
-        self.indirect();
+        let site = self.undo_site(number, insn, -self.slot_bytes());
+        self.indirect(Some(site));
     }
 
     pub(super) fn jump_indirect(&mut self, number: usize, insn: &Insn) {
         self.operand_target(number, insn);
-        self.indirect();
+        let site = self.undo_site(number, insn, 0);
+        self.indirect(Some(site));
     }
 
     /// The target in a register or memory operand into temporary 0.
@@ -214,7 +228,9 @@ impl Emitter<'_> {
         let t0 = self.temporary(0);
         self.asm
             .load(full_width(self.plan.mode.is_32bit()), t0, mem);
-        self.move_stack(self.slot_bytes() + i32::from(release));
-        self.indirect();
+        let released = self.slot_bytes() + i32::from(release);
+        self.move_stack(released);
+        let site = self.undo_site(number, insn, released);
+        self.indirect(Some(site));
     }
 }

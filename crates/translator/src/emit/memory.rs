@@ -1,10 +1,10 @@
 //! Memory accesses: address, check, access.
 
 use super::{Cold, Emitter, full_width, narrow_register, relocated, wide_register};
-use crate::asm::{ABOVE, Mem, RCX, RSP, Reg};
+use crate::asm::{ABOVE, Mem, RCX, RSP, Reg, Width};
 use crate::block::Site;
 use crate::context::{TLB_ENTRIES, TlbEntry, field, tlb_field};
-use crate::plan::{Access, Base, Insn, has_high_byte};
+use crate::plan::{Access, Base, Insn};
 use iced_x86::{Instruction, OpKind, Register};
 use std::mem::offset_of;
 
@@ -53,19 +53,26 @@ impl Emitter<'_> {
         if access.size == 0 {
             return self.copy(insn);
         }
-        let high = has_high_byte(&insn.instruction);
-        if high && self.temporary(0) >= 8 {
-            return self.callout(number, insn);
-        }
-        let mem = if high {
-            // A register for a shared check might need a REX prefix, which such an operand forbids.
-            self.single(number, insn, access)
-        } else {
-            self.place(number, insn, access)
-        };
+        let mem = self.place(number, insn, access);
         let moved = relocated(&insn.instruction, mem);
-        let done = self.encode(&moved);
-        assert!(done, "no encoding for {} at {mem:?}", insn.instruction);
+        match high_byte(&insn.instruction) {
+            Some((operand, register)) => self.high_byte(&moved, operand, register),
+            None => {
+                let done = self.encode(&moved);
+                assert!(done, "no encoding for {} at {mem:?}", insn.instruction);
+            }
+        }
+    }
+
+    /// An instruction with AH, CH, DH or BH as `operand`, which can't be encoded beside R8 to R15:
+    /// what it names is made the low byte meanwhile.
+    fn high_byte(&mut self, instruction: &Instruction, operand: u32, register: Reg) {
+        let mut low = *instruction;
+        low.set_op_register(operand, Register::AL + u32::from(register));
+        self.asm.rotate_right(register, 8);
+        let done = self.encode(&low);
+        assert!(done, "no encoding for {low}");
+        self.asm.rotate_right(register, 56);
     }
 
     /// Checks the access of `insn`'s memory operand and says where on the host it is.
@@ -181,7 +188,11 @@ impl Emitter<'_> {
     fn stack_disp(&self, insn: &Insn) -> i32 {
         use crate::plan::Class;
         match insn.class {
-            Class::Push | Class::PushFlags | Class::Call(_) if self.plan.mode.is_32bit() => -4,
+            Class::Push | Class::PushFlags | Class::PushMemory | Class::Call(_)
+                if self.plan.mode.is_32bit() =>
+            {
+                -4
+            }
             Class::Push | Class::PushFlags | Class::Call(_) => -8,
             _ => 0,
         }
@@ -412,6 +423,19 @@ impl Emitter<'_> {
         self.move_stack(-self.slot_bytes());
     }
 
+    /// PUSH of memory.
+    pub(super) fn push_memory(&mut self, number: usize, insn: &Insn) {
+        let (t0, t1) = (self.temporary(0), self.temporary(1));
+        let address = self.operand_address(&insn.instruction);
+        let mem = self.check_one(number, insn, address, 8, false);
+        self.asm.load(Width::W64, t0, mem);
+        self.asm.store_field(field!(target), t0);
+        let mem = self.stack_place(number, insn, true);
+        self.asm.load_field(t1, field!(target));
+        self.asm.store(Width::W64, mem, t1);
+        self.move_stack(-8);
+    }
+
     pub(super) fn pop(&mut self, number: usize, insn: &Insn) {
         let mem = self.stack_place(number, insn, false);
         let width = full_width(self.plan.mode.is_32bit());
@@ -427,7 +451,7 @@ impl Emitter<'_> {
         let address = Address::Plain(Mem::base(RBP, 0));
         let mem = self.check_one(number, insn, address, 8, false);
         let t0 = self.temporary(0);
-        self.asm.load(crate::asm::Width::W64, t0, mem);
+        self.asm.load(Width::W64, t0, mem);
         self.asm.lea(RSP, Mem::base(RBP, 8));
         self.asm.mov(RBP, t0);
     }
@@ -446,4 +470,15 @@ impl Emitter<'_> {
             self.asm.lea(RSP, mem);
         }
     }
+}
+
+/// The operand that is AH, CH, DH or BH, and the number of the register that it is part of.
+fn high_byte(instruction: &Instruction) -> Option<(u32, Reg)> {
+    let high = [Register::AH, Register::CH, Register::DH, Register::BH];
+    (0..instruction.op_count()).find_map(|operand| {
+        let register = instruction.op_register(operand);
+        let is_register = instruction.op_kind(operand) == OpKind::Register;
+        let number = high.iter().position(|h| is_register && *h == register)?;
+        Some((operand, number as Reg))
+    })
 }

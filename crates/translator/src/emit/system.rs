@@ -1,8 +1,9 @@
 //! System instructions that need no help.
 
 use super::{Cold, Emitter};
-use crate::asm::{Mem, RCX, Width};
+use crate::asm::{Mem, RCX, Reg, Width};
 use crate::context::field;
+use crate::mode::Mode;
 use crate::plan::Insn;
 use x86::Rflags;
 
@@ -20,9 +21,33 @@ impl Emitter<'_> {
         self.asm.lea(t1, Mem::sum(t1, RCX, 0));
         self.asm.load_field32(RCX, field!(interrupt_flag));
         self.asm.lea(t1, Mem::sum(t1, RCX, 0));
+        self.asm.load_field32(RCX, field!(access_flag));
+        self.asm.lea(t1, Mem::sum(t1, RCX, 0));
         self.return_rcx();
         self.asm.store(Width::W64, mem, t1);
         self.move_stack(-8);
+    }
+
+    /// STAC and CLAC, which end a block: what follows is translated for another view of memory.
+    pub(super) fn set_access(&mut self, number: usize, insn: &Insn, on: bool) {
+        if insn.next() >= 4096 {
+            return self.callout(number, insn);
+        }
+        self.asm.store_field_imm(
+            field!(access_flag),
+            if on { Rflags::AC.bits() as u32 } else { 0 },
+        );
+        let mode = self.plan.mode.with_ac(on) - Mode::SINGLE;
+        let jump = self.asm.jmp_patchable();
+        let exit = self.exit(jump, insn.next().into(), false, insn.at);
+        self.exits[usize::from(exit)].mode = mode;
+    }
+
+    /// MOV of a selector to a register of 32 or 64 bits.
+    pub(super) fn read_segment(&mut self, insn: &Insn) {
+        let to = insn.instruction.op0_register().full_register().number() as Reg;
+        let segment = insn.instruction.op1_register().number() as i32;
+        self.asm.load_field32(to, field!(selectors) + 4 * segment);
     }
 
     pub(super) fn cli(&mut self) {

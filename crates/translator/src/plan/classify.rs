@@ -47,12 +47,31 @@ pub(crate) enum Class {
     SwapGs,
     /// PUSHFQ.
     PushFlags,
+    /// PUSH of memory.
+    PushMemory,
+    /// STAC or CLAC at CPL 0: RFLAGS.AC, and with it what may be accessed.
+    Access(bool),
+    /// MOV from a segment register to a general-purpose one.
+    ReadSegment,
+    /// STOS or MOVS, with or without REP.
+    Strings(Strings),
     /// BT and its kin on a bit string in memory, whose bit offset is in a register.
     BitString(Access),
     /// The interpreter executes it, and the block goes on behind it if nothing speaks against it.
     Callout,
     /// The interpreter executes it, and the block ends.
     End,
+}
+
+/// A STOS or MOVS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Strings {
+    /// Bytes of an element.
+    pub(crate) size: u8,
+    /// Whether it is a MOVS.
+    pub(crate) moves: bool,
+    /// Whether it has a REP prefix.
+    pub(crate) repeats: bool,
 }
 
 /// A memory operand.
@@ -77,7 +96,13 @@ impl Class {
         use Class as C;
         matches!(
             self,
-            C::Call(_) | C::CallIndirect | C::Jump(_) | C::JumpIndirect | C::Return(_) | C::End
+            C::Call(_)
+                | C::CallIndirect
+                | C::Jump(_)
+                | C::JumpIndirect
+                | C::Return(_)
+                | C::Access(_)
+                | C::End
         )
     }
 
@@ -98,7 +123,7 @@ impl Class {
     pub(crate) fn needs_scratch(self) -> bool {
         use Class as C;
         match self {
-            C::Copy | C::Nothing | C::Callout | C::End | C::Cli | C::Sti => false,
+            C::Copy | C::Nothing | C::Callout | C::End | C::Cli | C::Sti | C::ReadSegment => false,
             C::Jump(target) | C::Branch(target) | C::Count(target) => !(0..4096).contains(&target),
             _ => true,
         }
@@ -316,6 +341,17 @@ fn data_class(
         M::Cli if !mode.contains(Mode::USER) => return Class::Cli,
         M::Sti if !mode.contains(Mode::USER) => return Class::Sti,
         M::Swapgs if !mode.contains(Mode::USER) => return Class::SwapGs,
+        M::Stac | M::Clac if !mode.contains(Mode::USER) && mode.contains(Mode::SMAP) => {
+            return Class::Access(instruction.mnemonic() == M::Stac);
+        }
+        M::Mov
+            if instruction.op1_kind() == OpKind::Register
+                && instruction.op1_register().is_segment_register()
+                && instruction.op0_kind() == OpKind::Register
+                && instruction.op0_register().size() >= 4 =>
+        {
+            return Class::ReadSegment;
+        }
         M::Pushfq if full == 8 => return Class::PushFlags,
         M::Bt | M::Bts | M::Btr | M::Btc
             if instruction.op0_kind() == OpKind::Memory
@@ -323,7 +359,7 @@ fn data_class(
         {
             return bit_string_class(instruction, mode);
         }
-        M::Push | M::Pop => return stack_class(instruction, full),
+        M::Push | M::Pop => return stack_class(instruction, full, mode),
         M::Leave if instruction.code() == Code::Leaveq && full == 8 => return Class::Leave,
         M::Lea => return lea_class(instruction, mode),
         M::Enter | M::Pushf | M::Popf | M::Popfq | M::Pushfd | M::Popfd => {
@@ -331,10 +367,18 @@ fn data_class(
         }
         _ => {}
     }
+    if let Some(strings) = strings(instruction, mode) {
+        return Class::Strings(strings);
+    }
     if instruction.is_privileged() || instruction.is_string_instruction() {
         return Class::Callout;
     }
-    if matches!(instruction.mnemonic(), M::Vzeroupper | M::Vzeroall) && mode.contains(Mode::AVX) {
+    if mode.is_32bit() && !instruction.op_code().mode64() {
+        return Class::Callout;
+    }
+    // In 32-bit code, these reach eight registers only.
+    let zeroes = matches!(instruction.mnemonic(), M::Vzeroupper | M::Vzeroall);
+    if zeroes && mode.contains(Mode::AVX) && !mode.is_32bit() {
         return Class::Memory(Access {
             size: 0,
             write: false,
@@ -359,6 +403,10 @@ fn data_class(
         Err(_) => return Class::Callout,
     };
     let has_memory = (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory);
+    if has_memory && has_high_byte(instruction) && instruction.mnemonic() == M::Cmpxchg {
+        // AL is an operand beside the high byte.
+        return Class::Callout;
+    }
     let Some(used) = memory.filter(|_| has_memory) else {
         // What accesses memory by other means than an operand is not for us.
         return match (memory, vector) {
@@ -386,6 +434,29 @@ fn data_class(
     })
 }
 
+fn strings(instruction: &Instruction, mode: Mode) -> Option<Strings> {
+    let (size, moves) = match instruction.code() {
+        Code::Stosb_m8_AL => (1, false),
+        Code::Stosw_m16_AX => (2, false),
+        Code::Stosd_m32_EAX => (4, false),
+        Code::Stosq_m64_RAX => (8, false),
+        Code::Movsb_m8_m8 => (1, true),
+        Code::Movsw_m16_m16 => (2, true),
+        Code::Movsd_m32_m32 => (4, true),
+        Code::Movsq_m64_m64 => (8, true),
+        _ => return None,
+    };
+    let destination = instruction.op0_kind() == OpKind::MemoryESRDI;
+    let source = !moves
+        || instruction.op1_kind() == OpKind::MemorySegRSI
+            && !matches!(instruction.memory_segment(), Register::FS | Register::GS);
+    (destination && source && !mode.is_32bit()).then_some(Strings {
+        size,
+        moves,
+        repeats: instruction.has_rep_prefix() || instruction.has_repne_prefix(),
+    })
+}
+
 fn bit_string_class(instruction: &Instruction, mode: Mode) -> Class {
     let size = instruction.memory_size().size();
     if size < 4 || mode.is_32bit() || !address_is_plain(instruction, mode) {
@@ -398,7 +469,7 @@ fn bit_string_class(instruction: &Instruction, mode: Mode) -> Class {
     })
 }
 
-fn stack_class(instruction: &Instruction, full: usize) -> Class {
+fn stack_class(instruction: &Instruction, full: usize, mode: Mode) -> Class {
     let is_full = match instruction.op0_kind() {
         OpKind::Register => {
             let register = instruction.op0_register();
@@ -408,6 +479,13 @@ fn stack_class(instruction: &Instruction, full: usize) -> Class {
         OpKind::Immediate8to32 | OpKind::Immediate32 => full == 4,
         _ => false,
     };
+    let in_memory = full == 8
+        && instruction.code() == Code::Push_rm64
+        && instruction.op0_kind() == OpKind::Memory
+        && address_is_plain(instruction, mode);
+    if in_memory {
+        return Class::PushMemory;
+    }
     match (is_full, instruction.mnemonic()) {
         (false, _) => Class::Callout,
         (true, Mnemonic::Push) => Class::Push,

@@ -206,7 +206,7 @@ fn movement(insn: &Insn, register: u8) -> Option<i64> {
     let full = 8;
     if register == RSP {
         match insn.class {
-            Class::Push | Class::PushFlags => return Some(-full),
+            Class::Push | Class::PushFlags | Class::PushMemory => return Some(-full),
             Class::Pop if !is_register(instruction, 0, RSP) => return Some(full),
             _ => {}
         }

@@ -1,0 +1,171 @@
+//! What translated code asks Rust code for, without being left: most of it goes on at once.
+
+use crate::gate::Reason;
+use crate::store::PAGE;
+use crate::vcpu::{Missed, Taken, TranslatorVcpu};
+use x86::paging::is_canonical;
+
+/// The Rust part of [`crate::gate::assist`]: the host address at which translated code goes on, or
+/// 0 if it is to be left. [`Reason::Left`] is then noted, unless the vector registers have to be
+/// saved first for what is wanted.
+#[expect(unsafe_code, reason = "called by assembly with a pointer")]
+// UNSAFETY: one pointer, made a reference.
+pub(crate) extern "C" fn assist(vcpu: *mut TranslatorVcpu) -> u64 {
+    // SAFETY: `TranslatorVcpu::enter` made the pointer for the gate that calls this, and does not
+    // use the vCPU until translated code is left.
+    let vcpu = unsafe { &mut *vcpu };
+    match vcpu.assist() {
+        Some(host) => {
+            vcpu.store.memory.publish();
+            host
+        }
+        None => 0,
+    }
+}
+
+impl TranslatorVcpu {
+    fn assist(&mut self) -> Option<u64> {
+        match Reason::new(self.context.reason) {
+            Reason::Link => self.follow_exit(),
+            Reason::Indirect => self.follow_jump(),
+            Reason::Callout => {
+                self.counters.callouts += 1;
+                self.interpret()
+            }
+            Reason::Memory => self.refill().or_else(|| {
+                self.counters.accesses += 1;
+                self.interpret()
+            }),
+            Reason::Fault | Reason::Left => unreachable!("no gate asks for an assist with these"),
+        }
+    }
+
+    /// An exit that is not linked was taken, or one whose poll saw attention.
+    fn follow_exit(&mut self) -> Option<u64> {
+        self.counters.links += 1;
+        let argument = self.context.argument;
+        let number = argument as u8;
+        let Some(from) = self.store.blocks.get(argument >> 8) else {
+            unreachable!("the block that ran is there");
+        };
+        let exit = from.exits[usize::from(number)];
+        let rip = self.address(from.key.linear, from.key.mode, exit.target);
+        self.counters.singles += u64::from(exit.single);
+        self.taken = Some(Taken {
+            from: argument >> 8,
+            exit: number,
+            rip,
+            single: exit.single,
+            generation: self.store.generation,
+        });
+        self.go_to(rip).or_else(|| self.left(0))
+    }
+
+    /// The jump cache does not have [`crate::context::Context::pc`], or somebody rings.
+    fn follow_jump(&mut self) -> Option<u64> {
+        self.counters.indirect += 1;
+        let rip = self.context.pc;
+        if !is_canonical(rip, 48)
+            && let Some((block, site)) = self.site()
+        {
+            // The jump itself may be what raises #GP: it is made again, by the interpreter.
+            let key = block.key;
+            let rsp = &mut self.context.host[4];
+            *rsp = rsp.wrapping_sub(i64::from(site.moved) as u64);
+            if let Err(exit) = self.run_site(&key, 0, &site) {
+                self.exit = Some(exit);
+            }
+            self.context.reason = Reason::Left as u32;
+            return None;
+        }
+        if let Some(mode) = self.now() {
+            let slot = mode.slot();
+            self.missed = Some(Missed { slot, rip });
+        }
+        self.go_to(rip).or_else(|| self.left(0))
+    }
+
+    /// Where the translation for `rip` begins, with all registers the guest's in the host's.
+    fn go_to(&mut self, rip: u64) -> Option<u64> {
+        self.core.set_access_flag(self.context.access_flag != 0);
+        self.core.set_rip(rip);
+        if self.is_disturbed() {
+            return None;
+        }
+        let mode = self.mode()?;
+        let block = self.find(mode)?;
+        let entry = self.store.blocks.get(block)?.entry;
+        self.context.pc = rip;
+        Some(self.store.memory.address(entry as usize) as u64)
+    }
+
+    /// Takes the guest's registers, so that translated code can be left.
+    fn left(&mut self, scratch: u16) -> Option<u64> {
+        self.take_registers(scratch);
+        self.context.reason = Reason::Left as u32;
+        None
+    }
+
+    /// Lets the interpreter execute the instruction of a site, and follows to where it leads.
+    fn interpret(&mut self) -> Option<u64> {
+        let Some((block, site)) = self.site() else {
+            unreachable!("the site of a block that ran is there");
+        };
+        if site.works_on_vectors {
+            return None;
+        }
+        let (key, scratch) = (block.key, block.scratch);
+        let following = site.next.map(|p| (p, block.guest_offset(p)));
+        let done = self.run_site(&key, scratch, &site);
+        self.context.reason = Reason::Left as u32;
+        if let Err(exit) = done {
+            self.exit = Some(exit);
+            return None;
+        }
+        if let Some((position, offset)) = following
+            && self.may_resume(&key, offset)
+        {
+            self.give_registers(scratch);
+            return Some(self.store.memory.address(position as usize) as u64);
+        }
+        if self.is_disturbed() {
+            return None;
+        }
+        let rip = self.core.rip();
+        let slot = self.mode()?.slot();
+        let host = match self.lookup.jump(&self.context, slot, rip) {
+            Some(host) => host,
+            None => {
+                self.missed = Some(Missed { slot, rip });
+                let mode = self.mode()?;
+                let block = self.find(mode)?;
+                let entry = self.store.blocks.get(block)?.entry;
+                self.store.memory.address(entry as usize) as u64
+            }
+        };
+        self.give_registers(0);
+        self.context.pc = rip;
+        Some(host)
+    }
+
+    /// An access missed the TLB: where translated code goes on, unless the interpreter has to make
+    /// the access.
+    fn refill(&mut self) -> Option<u64> {
+        self.core.set_access_flag(self.context.access_flag != 0);
+        let linear = self.context.linear;
+        let Some((block, site)) = self.site() else {
+            unreachable!("the site of a block that runs is there");
+        };
+        let view = block.key.mode.view();
+        let single = site.single.map(|exit| block.exits[usize::from(exit)].jump);
+        let fits = linear as usize % PAGE + usize::from(site.size) <= PAGE;
+        if fits && let Some(page) = self.core.data_page(linear, site.write) {
+            let host = self.ram + page.offset as u64;
+            self.lookup
+                .fill(&mut self.context, view, linear, host, page.writable);
+            return Some(self.store.memory.address(site.retry as usize) as u64);
+        }
+        // What stands behind a shared check must not run without it.
+        single.map(|jump| self.store.memory.address(jump as usize - 1) as u64)
+    }
+}

@@ -1,0 +1,111 @@
+//! STOS and MOVS with a REP prefix: as the host's own, where all of it stays in one page.
+
+use super::{Cold, Emitter};
+use crate::asm::{Mem, RCX, Reg};
+use crate::context::{TlbEntry, field, tlb_field};
+use crate::plan::{Insn, Strings};
+use std::mem::offset_of;
+
+const RAX: Reg = 0;
+const RSI: Reg = 6;
+const RDI: Reg = 7;
+
+impl Emitter<'_> {
+    /// The flags stay as they are, as the instruction leaves them.
+    pub(super) fn strings(&mut self, number: usize, insn: &Insn, strings: Strings) {
+        if !strings.repeats {
+            return self.callout(number, insn);
+        }
+        let (t0, t1) = (self.temporary(0), self.temporary(1));
+        let site = self.site(number, insn, 0, false);
+        let acc = self.borrowed(strings);
+        let view = self.plan.mode.view();
+        let write = tlb_field(view, offset_of!(TlbEntry, write));
+        let read = tlb_field(view, offset_of!(TlbEntry, read));
+        let bias = tlb_field(view, offset_of!(TlbEntry, bias));
+        let scale = strings.size.trailing_zeros() as u8;
+        let last = |base: Reg| Mem {
+            base: Some(base),
+            index: Some((RCX, scale)),
+            disp: -1,
+        };
+        self.asm.store_field(field!(saved_other), acc);
+        self.asm.store_field(field!(saved_rcx), RCX);
+        // `acc` becomes 0 if all is well: the count is less than a page has bytes, so that the
+        // last byte's address does not wrap, and the last byte is in the first one's page.
+        self.tlb_index(t1, RDI);
+        self.asm.load_gs(acc, Mem::scaled(t1, 3, write));
+        self.asm.lea(t0, last(RDI));
+        self.asm.lea(acc, Mem::sum(acc, t0, 0));
+        self.asm.pext(acc, acc, field!(page_mask));
+        self.asm.pext(t0, RCX, field!(page_mask));
+        self.asm.lea(acc, Mem::sum(acc, t0, 0));
+        self.asm.load_gs(t1, Mem::scaled(t1, 3, bias));
+        if strings.moves {
+            self.asm.store_field(field!(target), t1);
+            self.asm.store_field(field!(linear), acc);
+            self.tlb_index(t0, RSI);
+            self.asm.lea(t1, last(RSI));
+            self.asm.load_gs(acc, Mem::scaled(t0, 3, read));
+            self.asm.lea(acc, Mem::sum(acc, t1, 0));
+            self.asm.pext(acc, acc, field!(page_mask));
+            self.asm.load_field(t1, field!(linear));
+            self.asm.lea(acc, Mem::sum(acc, t1, 0));
+            self.asm.load_field(t1, field!(target));
+            self.asm.load_gs(t0, Mem::scaled(t0, 3, bias));
+        }
+        self.asm.mov(RCX, acc);
+        let hit = self.asm.jrcxz();
+        let from = self.asm.jmp_forward();
+        self.asm.land(hit);
+        self.cold.push(Cold::Strings {
+            from,
+            site,
+            borrowed: acc,
+        });
+        self.asm.load_field(RCX, field!(saved_rcx));
+        self.asm.load_field(acc, field!(saved_other));
+        self.shift(RDI, t1);
+        if strings.moves {
+            self.shift(RSI, t0);
+        }
+        // A REP prefix, then MOVS A4/A5 or STOS AA/AB.
+        self.asm.bytes(&[0xf3]);
+        if strings.size == 2 {
+            self.asm.bytes(&[0x66]);
+        } else if strings.size == 8 {
+            self.asm.bytes(&[0x48]);
+        }
+        let opcode = if strings.moves { 0xa4 } else { 0xaa };
+        self.asm.bytes(&[opcode | u8::from(strings.size != 1)]);
+        self.shift_back(RDI, t1);
+        if strings.moves {
+            self.shift_back(RSI, t0);
+        }
+    }
+
+    /// A register that the instruction does not use and that is no temporary.
+    fn borrowed(&self, strings: Strings) -> Reg {
+        let (t0, t1) = (self.temporary(0), self.temporary(1));
+        let others: [Reg; 4] = [2, 3, 5, RAX];
+        let usable = |r: &Reg| *r != t0 && *r != t1 && (strings.moves || *r != RAX);
+        let found = others.into_iter().find(usable);
+        found.expect("two temporaries leave one of three")
+    }
+
+    /// An index of the TLB, in units of 8 bytes.
+    fn tlb_index(&mut self, to: Reg, linear: Reg) {
+        self.asm.pext(to, linear, field!(tlb_mask));
+        self.asm.lea(to, Mem::scaled(to, 2, 0));
+    }
+
+    fn shift(&mut self, register: Reg, by: Reg) {
+        self.asm.lea(register, Mem::sum(register, by, 0));
+    }
+
+    /// Undoes [`Emitter::shift`]: `-x` is `!x + 1`. Leaves `by` inverted.
+    fn shift_back(&mut self, register: Reg, by: Reg) {
+        self.asm.not(by);
+        self.asm.lea(register, Mem::sum(register, by, 1));
+    }
+}
