@@ -100,7 +100,9 @@ impl Tlb {
 
     #[inline(always)]
     fn slot(view: View, linear: u64) -> usize {
-        view as usize * ENTRIES + (linear >> PAGE_SHIFT) as usize % ENTRIES
+        // Source and destination of a copy are often apart by a large power of two.
+        let page = (linear >> PAGE_SHIFT) as usize;
+        view as usize * ENTRIES + (page ^ page >> 10) % ENTRIES
     }
 
     /// The offset in guest memory of `size` bytes at `linear` that may be read.

@@ -90,6 +90,12 @@ trait Element {
     /// Does up to `count` ascending elements, and no further than the one that ends a repetition
     /// of kind `kind`. Returns how many; 0 if [`Element::step`] must look at the next.
     fn run<T: Int>(cpu: &mut Cpu, op: &Op, at: Pointers, count: u64, kind: u8) -> u64;
+
+    /// As [`Element::run`] for up to `count` descending elements of a repetition that only the
+    /// count ends.
+    fn run_down<T: Int>(_: &mut Cpu, _: &Op, _: Pointers, _count: u64) -> u64 {
+        0
+    }
 }
 
 /// The bits of an address.
@@ -161,10 +167,10 @@ fn repeat_elements<O: Element, T: Int, const KIND: u8>(cpu: &mut Cpu, op: &Op) -
             break;
         }
         let at = pointers(cpu, op);
-        let fast = if single || cpu.flags.df() {
-            0
-        } else {
-            O::run::<T>(cpu, op, at, count, KIND)
+        let fast = match (single, cpu.flags.df()) {
+            (true, _) => 0,
+            (false, true) => O::run_down::<T>(cpu, op, at, count),
+            (false, false) => O::run::<T>(cpu, op, at, count, KIND),
         };
         let done = if fast == 0 {
             O::step::<T>(cpu, op, at)?;
@@ -256,6 +262,25 @@ fn span<T: Int>(
     at.map(|at| Span { at, count })
 }
 
+/// As [`span`] for elements from `offset` down. [`Span::at`] is that of the lowest.
+#[inline]
+fn span_down<T: Int>(
+    cpu: &mut Cpu,
+    op: &Op,
+    segment: Seg,
+    offset: u64,
+    count: u64,
+    intent: Intent,
+) -> Option<Span> {
+    let size = T::SIZE as u64;
+    let linear = cpu.bases[segment.slot()].wrapping_add(offset);
+    let below = (linear & (PAGE_SIZE as u64 - 1)).min(offset) / size;
+    let count = count.min(below + 1);
+    let lowest = offset - (count - 1) * size;
+    let span = span::<T>(cpu, op, segment, lowest, count, intent)?;
+    (span.count == count).then_some(span)
+}
+
 struct Movs;
 
 impl Element for Movs {
@@ -284,6 +309,24 @@ impl Element for Movs {
         }
         let bytes = to.count as usize * T::SIZE;
         cpu.ram.copy_within(from.at, to.at, bytes);
+        to.count
+    }
+
+    fn run_down<T: Int>(cpu: &mut Cpu, op: &Op, at: Pointers, count: u64) -> u64 {
+        let Some(from) = span_down::<T>(cpu, op, op.segment, at.si, count, Intent::Read) else {
+            return 0;
+        };
+        let to = destination(cpu);
+        let Some(to) = span_down::<T>(cpu, op, to, at.di, from.count, Intent::Write) else {
+            return 0;
+        };
+        // The higher elements of the longer span are the ones whose turn it is.
+        let from = from.at + (from.count - to.count) as usize * T::SIZE;
+        let bytes = to.count as usize * T::SIZE;
+        if from.abs_diff(to.at) < bytes {
+            return 0;
+        }
+        cpu.ram.copy_within(from, to.at, bytes);
         to.count
     }
 }

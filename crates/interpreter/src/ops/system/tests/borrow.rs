@@ -263,6 +263,7 @@ mod modes {
         bits: 64,
         user: false,
         view: View::Supervisor,
+        smap: false,
         flat: true,
         x87: true,
         sse: false,
@@ -294,6 +295,7 @@ mod modes {
     fn sdm_5_6_1_views_follow_smap_ac_and_breakpoints() {
         let mut board = Board::long(0);
         board.change(|s| s.cr4 |= Cr4::SMAP);
+        assert!(board.vcpus[0].mode().smap);
         assert_eq!(board.vcpus[0].mode().view, View::SupervisorOnly);
         board.change(|s| s.rflags |= Rflags::AC);
         assert_eq!(board.vcpus[0].mode().view, View::Supervisor);
