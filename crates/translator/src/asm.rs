@@ -82,12 +82,9 @@ pub(crate) enum Width {
 const GS: u8 = 0x65;
 
 impl Asm {
-    /// Code that will begin at offset `start` of the cache.
-    pub(crate) fn new(start: usize) -> Self {
-        Self {
-            start,
-            code: Vec::with_capacity(1024),
-        }
+    /// Code that will begin at offset `start` of the cache, in the memory of `code`, which is empty.
+    pub(crate) fn new(start: usize, code: Vec<u8>) -> Self {
+        Self { start, code }
     }
 
     /// The offset in the cache of the next byte.
@@ -447,7 +444,7 @@ mod tests {
 
     /// What a disassembler makes of it.
     fn text(emit: impl FnOnce(&mut Asm)) -> String {
-        let mut asm = Asm::new(0);
+        let mut asm = Asm::new(0, Vec::new());
         emit(&mut asm);
         let mut decoder = Decoder::with_ip(64, &asm.code, 0, DecoderOptions::NONE);
         let mut formatter = IntelFormatter::new();
@@ -471,7 +468,7 @@ mod tests {
                 assert!(one.starts_with("lea "), "{one}");
                 assert_eq!(
                     text(|a| a.bytes(&{
-                        let mut b = Asm::new(0);
+                        let mut b = Asm::new(0, Vec::new());
                         b.lea(15 - base, Mem::base(base, disp));
                         b.code
                     })),

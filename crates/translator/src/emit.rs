@@ -27,12 +27,23 @@ pub(crate) struct Gates {
 }
 
 /// A block's code and what is known about places in it.
+#[derive(Default)]
 pub(crate) struct Emitted {
     pub(crate) code: Vec<u8>,
     pub(crate) inner: u32,
     pub(crate) insns: Vec<(u32, u16)>,
     pub(crate) sites: Vec<Site>,
     pub(crate) exits: Vec<Exit>,
+}
+
+impl Emitted {
+    /// Empties it and keeps its memory.
+    pub(crate) fn clear(&mut self) {
+        self.code.clear();
+        self.insns.clear();
+        self.sites.clear();
+        self.exits.clear();
+    }
 }
 
 /// Code out of the way of the common case. `from` are displacements of jumps to it.
@@ -92,9 +103,11 @@ pub(crate) struct Emitter<'a> {
 }
 
 impl<'a> Emitter<'a> {
-    /// For the block `id`, whose code will be at offset `start` of the cache.
+    /// For the block `id`, whose code will be at offset `start` of the cache. The memory of `room`,
+    /// which is empty, is used.
     pub(crate) fn new(
         encoder: &'a mut Encoder,
+        room: Emitted,
         plan: &'a Plan,
         gates: &'a Gates,
         page: &'a [u8],
@@ -104,7 +117,7 @@ impl<'a> Emitter<'a> {
         cache: usize,
     ) -> Self {
         Self {
-            asm: Asm::new(start),
+            asm: Asm::new(start, room.code),
             encoder,
             plan,
             gates,
@@ -113,10 +126,10 @@ impl<'a> Emitter<'a> {
             id,
             cache,
             cold: Vec::new(),
-            insns: Vec::with_capacity(plan.insns.len()),
-            sites: Vec::new(),
-            site_insns: Vec::new(),
-            exits: Vec::new(),
+            insns: room.insns,
+            sites: room.sites,
+            site_insns: Vec::with_capacity(plan.insns.len()),
+            exits: room.exits,
             vectors_checked: false,
         }
     }

@@ -89,14 +89,16 @@ impl Plan {
     /// Plans the block that begins at offset `at` of a page whose code bytes are `page` (4096 of
     /// them) and which is at `linear`, where that matters to the mode. If its first instruction crosses into the next page, or can't be decoded, the
     /// interpreter is left to deal with it.
+    ///
+    /// `insns` is an empty list whose memory is used.
     pub(crate) fn new(
         classifier: &mut Classifier,
         page: &[u8],
         at: u16,
         linear: u64,
         mode: Mode,
+        mut insns: Vec<Insn>,
     ) -> Self {
-        let mut insns = Vec::with_capacity(16);
         let bitness = if mode.is_32bit() { 32 } else { 64 };
         let code = &page[usize::from(at)..];
         let mut decoder = Decoder::with_ip(bitness, code, at.into(), DecoderOptions::NONE);

@@ -4,14 +4,13 @@ use crate::asm::{Asm, NOT_EQUAL, RCX, relative};
 use crate::block::{Block, BlockId, Blocks, Key};
 use crate::code_memory::CodeMemory;
 use crate::context::{Context, field, spill_slot};
-use crate::emit::{Emitter, Gates};
+use crate::emit::{Emitted, Emitter, Gates};
 use crate::gate::{self, Reason};
 use crate::lookup::Lookup;
 use crate::mode::Mode;
 use crate::perf_map::PerfMap;
-use crate::plan::{Classifier, Plan};
+use crate::plan::{Classifier, Insn, Plan};
 use iced_x86::Encoder;
-use std::collections::BTreeMap;
 use std::io;
 
 /// Bytes of guest code in a page.
@@ -37,13 +36,17 @@ pub(crate) struct Store {
     pub(crate) memory: CodeMemory,
     pub(crate) gates: Gates,
     pub(crate) blocks: Blocks,
-    /// Blocks by the offset in the cache at which they begin.
-    starts: BTreeMap<u32, BlockId>,
+    /// Blocks by the offset in the cache at which they begin, in ascending order; also those that
+    /// were dropped.
+    starts: Vec<(u32, BlockId)>,
     /// The first byte that is free, and where the first block began.
     used: usize,
     first: usize,
     classifier: Classifier,
     encoder: Encoder,
+    /// Memory that translations use one after the other.
+    insns: Vec<Insn>,
+    emitted: Emitted,
     perf_map: Option<PerfMap>,
     /// Changes whenever a block is dropped, and with it the meaning of its number.
     pub(crate) generation: u64,
@@ -59,7 +62,7 @@ impl Store {
         let mut memory = CodeMemory::new(capacity)?;
         context.assist_gate = gate::assist as *const () as u64;
         context.vectors_gate = gate::load_vectors as *const () as u64;
-        let mut asm = Asm::new(0);
+        let mut asm = Asm::new(0, Vec::new());
         let mut trampoline = |reason: Option<Reason>, gate: i32| {
             let here = asm.here();
             if let Some(reason) = reason {
@@ -85,11 +88,13 @@ impl Store {
             memory,
             gates,
             blocks: Blocks::default(),
-            starts: BTreeMap::new(),
+            starts: Vec::new(),
             used: first,
             first,
             classifier: Classifier::new(),
             encoder: Encoder::new(64),
+            insns: Vec::new(),
+            emitted: Emitted::default(),
             generation: 0,
             perf_map: perf_map.then(PerfMap::create).transpose()?,
             counters: Counters::default(),
@@ -117,11 +122,13 @@ impl Store {
     ) -> BlockId {
         let at = (key.offset % PAGE) as u16;
         let base = linear & !(PAGE as u64 - 1);
-        let plan = Plan::new(&mut self.classifier, page, at, base, key.mode);
+        let insns = std::mem::take(&mut self.insns);
+        let plan = Plan::new(&mut self.classifier, page, at, base, key.mode, insns);
         let id = self.blocks.next_id();
         let start = self.used;
-        let emitted = Emitter::new(
+        let mut emitted = Emitter::new(
             &mut self.encoder,
+            std::mem::take(&mut self.emitted),
             &plan,
             &self.gates,
             page,
@@ -146,7 +153,7 @@ impl Store {
                 format_args!("guest {linear:#x}"),
             );
         }
-        self.starts.insert(start as u32, id);
+        self.starts.push((start as u32, id));
         let block = Block {
             key,
             entry: start as u32,
@@ -154,19 +161,25 @@ impl Store {
             len: emitted.code.len() as u32,
             scratch: plan.scratch_mask(),
             flags_live: plan.flags_live,
-            insns: emitted.insns.into(),
-            sites: emitted.sites.into(),
-            exits: emitted.exits.into(),
+            insns: emitted.insns.as_slice().into(),
+            sites: emitted.sites.as_slice().into(),
+            exits: emitted.exits.as_slice().into(),
             incoming: Vec::new(),
         };
+        emitted.clear();
+        self.emitted = emitted;
+        self.insns = plan.insns;
+        self.insns.clear();
         self.blocks.insert(block, global)
     }
 
     /// The block whose code is at `position` of the cache.
     pub(crate) fn block_at(&self, position: usize) -> Option<&Block> {
-        let (_, id) = self.starts.range(..=position as u32).next_back()?;
-        let block = self.blocks.get(*id)?;
-        (position < (block.entry + block.len) as usize).then_some(block)
+        let position = position as u32;
+        let after = self.starts.partition_point(|(start, _)| *start <= position);
+        let (start, id) = self.starts[after.checked_sub(1)?];
+        let block = self.blocks.get(id).filter(|b| b.entry == start)?;
+        (position < block.entry + block.len).then_some(block)
     }
 
     /// Lets exit `number` of block `from` go to block `to` without a detour.
@@ -186,7 +199,7 @@ impl Store {
         let mut destination = target.inner as usize;
         if exit.polls || restored != 0 || spilled != 0 {
             let rcx_free = source.scratch >> RCX & 1 != 0;
-            let mut asm = Asm::new(self.used);
+            let mut asm = Asm::new(self.used, Vec::new());
             if exit.polls {
                 poll(
                     &mut asm,
@@ -239,7 +252,6 @@ impl Store {
                 continue;
             };
             self.counters.invalidated += 1;
-            self.starts.remove(&block.entry);
             entries.push(self.memory.address(block.entry as usize) as u64);
             for (from, number) in &block.incoming {
                 let Some(source) = self.blocks.get_mut(*from) else {

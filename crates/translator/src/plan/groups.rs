@@ -5,7 +5,7 @@
 //! difference between host and guest addresses in a register for all. Constant changes of the
 //! base (PUSH, POP, ADD RSP, ...) do not end a group.
 
-use super::{Class, Insn, Plan, has_high_byte};
+use super::{Class, Insn, Plan, SCRATCH_MAX, has_high_byte};
 use crate::asm::RSP;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
@@ -62,62 +62,80 @@ struct Reference {
     moved: i64,
 }
 
-/// Finds groups, and registers for them: `room` at most at a time.
-/// For 64-bit code.
+/// A group in the making.
+struct Open {
+    leader: usize,
+    /// The first byte and the one after the last.
+    first: i64,
+    end: i64,
+    /// The last reference, and how many there are.
+    last: usize,
+    members: usize,
+    /// What became of it in the plan.
+    group: Option<usize>,
+}
+
+/// Finds groups, and registers for them: `room` at most at a time. For 64-bit code.
 pub(crate) fn share(plan: &mut Plan, room: usize) {
     if room == 0 {
         return;
     }
     let references = references(plan);
-    let mut open: Vec<Vec<usize>> = Vec::new();
+    let mut open: Vec<Open> = Vec::with_capacity(references.len());
+    let mut memberships = Vec::with_capacity(references.len());
     for (number, reference) in references.iter().enumerate() {
-        let fits = |group: &Vec<usize>| {
-            let leader = &references[group[0]];
-            let low = group.iter().map(|m| references[*m].first).min();
-            let high = group.iter().map(|m| end(&references[*m])).max();
-            let low = low.unwrap_or(0).min(reference.first);
-            let high = high.unwrap_or(0).max(end(reference));
+        let end = reference.first + reference.size;
+        let found = open.iter().position(|group| {
+            let leader = &references[group.leader];
             leader.base == reference.base
                 && leader.version == reference.version
                 && (!reference.write || checks_writes(leader))
-                && high - low <= RANGE_MAX
-        };
-        match open.iter_mut().find(|g| fits(g)) {
-            Some(group) => group.push(number),
-            None => open.push(vec![number]),
+                && group.end.max(end) - group.first.min(reference.first) <= RANGE_MAX
+        });
+        let index = found.unwrap_or(open.len());
+        memberships.push(index);
+        if found.is_none() {
+            open.push(Open {
+                leader: number,
+                first: reference.first,
+                end,
+                last: number,
+                members: 0,
+                group: None,
+            });
         }
+        let group = &mut open[index];
+        group.first = group.first.min(reference.first);
+        group.end = group.end.max(end);
+        group.last = number;
+        group.members += 1;
     }
-    let mut busy_until = vec![0; room];
-    for members in open.iter().filter(|m| m.len() > 1) {
-        let leader = &references[members[0]];
-        let last = references[members[members.len() - 1]].insn;
-        let Some(slot) = busy_until.iter().position(|b| *b <= leader.insn) else {
+    let mut busy_until = [0; SCRATCH_MAX];
+    for group in open.iter_mut().filter(|g| g.members > 1) {
+        let leader = &references[group.leader];
+        let busy = &mut busy_until[..room];
+        let Some(slot) = busy.iter().position(|until| *until <= leader.insn) else {
             continue;
         };
-        busy_until[slot] = last + 1;
-        let first = members.iter().map(|m| references[*m].first).min();
-        let end = members.iter().map(|m| end(&references[*m])).max();
-        let (first, end) = (first.unwrap_or(0), end.unwrap_or(0));
-        let Ok(start) = i32::try_from(first - leader.moved) else {
+        let Ok(first) = i32::try_from(group.first - leader.moved) else {
             continue;
         };
-        let group = plan.groups.len();
+        busy[slot] = references[group.last].insn + 1;
+        group.group = Some(plan.groups.len());
         plan.groups.push(Group {
             leader: leader.insn,
             base: leader.base,
-            first: start,
-            range: (end - first) as u16,
+            first,
+            range: (group.end - group.first) as u16,
             write: checks_writes(leader),
             slot,
         });
-        for member in members {
-            plan.insns[references[*member].insn].shared = Some(Use { group });
+    }
+    for (reference, membership) in references.iter().zip(memberships) {
+        if let Some(group) = open[membership].group {
+            plan.insns[reference.insn].shared = Some(Use { group });
         }
     }
-}
-
-fn end(reference: &Reference) -> i64 {
-    reference.first + reference.size
 }
 
 /// The stack is written sooner or later.
