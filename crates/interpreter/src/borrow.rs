@@ -14,6 +14,7 @@ use crate::mode::Mode;
 use crate::paging::Intent;
 use crate::tlb::View;
 use crate::vcpu::InterpreterVcpu;
+use clock::{NANOS_PER_SECOND, TscScale};
 use memory::{GuestMemory, PAGE_SIZE, Ram};
 use native::VectorState;
 use std::sync::Arc;
@@ -284,6 +285,27 @@ impl InterpreterVcpu {
     /// Machine time, in nanoseconds.
     pub fn machine_now(&self) -> u64 {
         self.cpu.shared.clock.now()
+    }
+
+    /// How machine time follows from the host's TSC, if that is also how the guest's TSC does but
+    /// for [`InterpreterVcpu::tsc_offset`]: if it counts nanoseconds.
+    pub fn tsc_scale(&self) -> Option<TscScale> {
+        let shared = &self.cpu.shared;
+        (shared.tsc_khz == NANOS_PER_SECOND / 1000)
+            .then(|| shared.clock.tsc_scale())
+            .flatten()
+    }
+
+    /// The guest's TSC at machine time 0, modulo 2^64.
+    #[inline(always)]
+    pub fn tsc_offset(&self) -> u64 {
+        self.cpu.tsc_offset
+    }
+
+    /// IA32_TSC_AUX, which RDTSCP shows.
+    #[inline(always)]
+    pub fn tsc_aux(&self) -> u32 {
+        self.cpu.tsc_aux
     }
 
     /// Requests that wait in the mailbox, one bit each; 0 if there are none.

@@ -26,6 +26,10 @@ pub struct Mode {
     pub sse: bool,
     /// Whether AVX instructions are.
     pub avx: bool,
+    /// Whether CR4.TSD is set, so that outside CPL 0 the time-stamp counter can't be read.
+    pub tsd: bool,
+    /// Whether the CPU has RDTSCP.
+    pub rdtscp: bool,
 }
 
 /// The parts of a [`Mode`] that are kept between changes of control and segment registers.
@@ -56,6 +60,8 @@ impl Cpu {
             x87: x87 && !self.fpu.state.fpu.pending(),
             sse,
             avx,
+            tsd: self.cr4.contains(Cr4::TSD),
+            rdtscp: self.model.rdtscp,
         }
     }
 

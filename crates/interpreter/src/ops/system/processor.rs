@@ -98,8 +98,7 @@ fn rdtsc(cpu: &mut Cpu, _: &Op) -> Result {
 }
 
 fn rdtscp(cpu: &mut Cpu, _: &Op) -> Result {
-    const RDTSCP: u32 = 1 << 27;
-    if cpu.model.table.get(0x8000_0001, 0).edx & RDTSCP == 0 {
+    if !cpu.model.rdtscp {
         return cpu.undefined();
     }
     read_counter(cpu)?;

@@ -268,6 +268,8 @@ mod modes {
         x87: true,
         sse: false,
         avx: false,
+        tsd: false,
+        rdtscp: true,
     };
 
     #[test]
@@ -301,6 +303,13 @@ mod modes {
         assert_eq!(board.vcpus[0].mode().view, View::Supervisor);
         board.change(|s| s.dr7 |= 1 | 3 << 16);
         assert_eq!(board.vcpus[0].mode().view, View::Checked);
+    }
+
+    #[test]
+    fn sdm_2_5_tsd_is_told() {
+        let mut board = Board::long(3);
+        board.change(|s| s.cr4 |= Cr4::TSD);
+        assert!(board.vcpus[0].mode().tsd);
     }
 
     type Change = fn(&mut x86::VcpuState);
