@@ -84,9 +84,9 @@ impl Cache {
 
     /// The block at `offset` of guest memory.
     #[inline(always)]
-    pub(crate) fn find(&self, offset: usize, size: CodeSize, extent: Extent) -> Option<Block> {
+    pub(crate) fn find(&self, offset: usize, size: CodeSize, extent: Extent) -> Option<&Block> {
         let key = key(offset, size, extent);
-        let block = self.slots[slot(offset, size, extent)];
+        let block = &self.slots[slot(offset, size, extent)];
         (block.key == key).then_some(block)
     }
 

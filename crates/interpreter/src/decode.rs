@@ -46,13 +46,10 @@ pub(crate) struct Decoded {
 }
 
 impl InterpreterVcpu {
-    /// Finds or decodes the block of this `extent` at RIP.
-    ///
-    /// # Errors
-    /// A fault of the fetch.
+    /// The block of this `extent` at RIP, if it was decoded already and its fetch needs no walk.
     #[inline(always)]
-    pub(crate) fn block(&mut self, extent: Extent) -> Result<Block> {
-        let cpu = &mut self.cpu;
+    pub(crate) fn cached_block(&self, extent: Extent) -> Option<Block> {
+        let cpu = &self.cpu;
         let linear = cpu.linear_rip();
         if let Some(page) = cpu.tlb.code(cpu.cpl == 3, linear)
             && let offset = page + (linear as usize & (PAGE_SIZE - 1))
@@ -62,14 +59,16 @@ impl InterpreterVcpu {
                 .second_page
                 .is_none_or(|page| cpu.next_code_page_is(linear, page))
         {
-            return Ok(block);
+            return Some(*block);
         }
-        self.decode_block(extent)
+        None
     }
 
-    #[cold]
-    #[inline(never)]
-    fn decode_block(&mut self, extent: Extent) -> Result<Block> {
+    /// Finds or decodes the block of this `extent` at RIP.
+    ///
+    /// # Errors
+    /// A fault of the fetch.
+    pub(crate) fn decode_block(&mut self, extent: Extent) -> Result<Block> {
         self.bound_tables();
         let linear = self.cpu.code_linear()?;
         let Some(page) = self.cpu.fetch_page(linear)? else {
@@ -82,7 +81,7 @@ impl InterpreterVcpu {
             && (self.cpu.is_64bit() || self.cpu.within_code_limit(block.bytes.into()))
             && block.second_page.is_none()
         {
-            return Ok(block);
+            return Ok(*block);
         }
         let decoded = self.cpu.decode(linear, Purpose::Keep(extent))?;
         let room = PAGE_SIZE - (linear as usize & (PAGE_SIZE - 1));
@@ -115,7 +114,7 @@ impl Cpu {
     }
 
     /// Whether code on the page after `linear`'s is fetched from `page` (offset / 4096).
-    fn next_code_page_is(&mut self, linear: u64, page: u32) -> bool {
+    fn next_code_page_is(&self, linear: u64, page: u32) -> bool {
         let next = self.next_page(linear);
         self.tlb.code(self.cpl == 3, next) == Some((page as usize) << PAGE_SHIFT)
     }

@@ -151,11 +151,7 @@ impl InterpreterVcpu {
     fn run_extent(&mut self, extent: Extent) -> Result<(), Exit> {
         // It is 0 after the delivery of an event, which asks for another look soon.
         self.cpu.budget = self.cpu.budget.saturating_sub(1);
-        let done = match self.block(extent) {
-            Ok(block) => self.execute(&block),
-            Err(raised) => Err(raised),
-        };
-        if done.is_err()
+        if self.execute(extent).is_err()
             && let Err(fault) = self.cpu.deliver_raised()
         {
             return Err(self.shut_down(&fault));
@@ -163,9 +159,27 @@ impl InterpreterVcpu {
         Ok(())
     }
 
-    /// Executes `block`, which is at RIP. On `Err`, RIP is that of the instruction that raised.
+    /// Executes the block of this `extent` at RIP. On `Err`, RIP is that of the instruction that
+    /// raised.
     #[inline(always)]
-    fn execute(&mut self, block: &Block) -> Result<(), Raised> {
+    fn execute(&mut self, extent: Extent) -> Result<(), Raised> {
+        match self.cached_block(extent) {
+            Some(block) => self.execute_block(&block),
+            None => self.decode_and_execute(extent),
+        }
+    }
+
+    /// Has a copy of the loop over instructions for itself: if decoding led back to the other, its
+    /// blocks would go through memory too.
+    #[cold]
+    #[inline(never)]
+    fn decode_and_execute(&mut self, extent: Extent) -> Result<(), Raised> {
+        let block = self.decode_block(extent)?;
+        self.execute_block(&block)
+    }
+
+    #[inline(always)]
+    fn execute_block(&mut self, block: &Block) -> Result<(), Raised> {
         let cpu = &mut self.cpu;
         let start = cpu.rip;
         cpu.gpr[crate::int::PC as usize] = start;
@@ -216,8 +230,7 @@ impl InterpreterVcpu {
         if cpu.trace.contains(engine::Kinds::INSTRUCTIONS) {
             cpu.trace_instruction(linear);
         }
-        let block = self.block(Extent::Instruction)?;
-        self.execute(&block)?;
+        self.execute(Extent::Instruction)?;
         let cpu = &mut self.cpu;
         // Each shadow lasts for one instruction; STI after STI does not renew it.
         if shadows.0 {
