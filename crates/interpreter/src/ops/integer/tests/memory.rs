@@ -1,6 +1,7 @@
 //! Memory: faults before any change, repetitions that are interrupted.
 
 use crate::testing::{Bench, Mode};
+use x86::cpuid::Vendor;
 use x86::{Rflags, Vector};
 
 /// `rep lodsb` and `rep stosb`.
@@ -81,6 +82,28 @@ fn sdm_3_18_3_1_4_single_stepping_stops_after_each_repetition() {
     assert_eq!((bench.cpu.gpr[1], bench.cpu.rip), (1, bench.code));
     bench.run(&REP_STOSB).expect("rep stosb");
     assert_eq!((bench.cpu.gpr[1], bench.cpu.rip), (0, bench.code + 2));
+}
+
+#[test]
+fn sdm_2_rep_a_fault_takes_the_flags_of_a_comparison_back_unless_on_amd() {
+    // REPE CMPSB from the end of the data pages: one comparison, then a fault.
+    for vendor in [Vendor::Intel, Vendor::Amd] {
+        let mut bench = Bench::new(Mode::User64);
+        bench.cpu.model.vendor = vendor;
+        let before = Rflags::CF | Rflags::SF;
+        bench.set_flags(before.bits());
+        bench.cpu.gpr[1] = 2;
+        bench.cpu.gpr[6] = bench.data + 8191;
+        bench.cpu.gpr[7] = bench.data;
+        assert_eq!(bench.raised(&[0xf3, 0xa6]), Some(Vector::PageFault));
+        assert_eq!(bench.cpu.gpr[1], 1, "one comparison is done");
+        let equal = Rflags::ZF | Rflags::PF;
+        let expected = match vendor {
+            Vendor::Intel => before,
+            Vendor::Amd => equal,
+        };
+        assert_eq!(bench.cpu.flags.get() & (before | equal), expected);
+    }
 }
 
 #[test]
