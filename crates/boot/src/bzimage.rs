@@ -8,7 +8,7 @@ use crate::entry::{self, Mode};
 use crate::layout::boot_data::{COMMAND_LINE, SETUP_DATA, ZERO_PAGE};
 use crate::layout::{HIGH_MEMORY, LOW_RAM_END_MAX, RSDP};
 use crate::le::{self, Fields};
-use crate::{BootPlan, Entry, Error, place};
+use crate::{BootPlan, Entry, Error, content, place};
 use memory::{GuestMemory, PAGE_SIZE};
 use std::fmt;
 use std::ops::Range;
@@ -92,14 +92,14 @@ pub enum BzImageError {
 
 /// A bzImage, its header checked.
 #[derive(Clone, Copy)]
-pub struct BzImage<'a> {
-    file: &'a [u8],
+pub struct BzImage {
+    header: Header,
     /// Boot protocol, major version in the high byte.
     version: u16,
     /// End of the setup header in the file.
     header_end: usize,
-    /// The protected-mode part.
-    code: &'a [u8],
+    /// Where the protected-mode part is in the file.
+    code: Code,
     /// Where the protected-mode part goes.
     load_address: u64,
     /// Where the memory ends that the kernel takes before it has read its memory map.
@@ -111,7 +111,7 @@ pub struct BzImage<'a> {
     command_line_max: u32,
 }
 
-impl fmt::Debug for BzImage<'_> {
+impl fmt::Debug for BzImage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BzImage")
             .field("version", &format_args!("{:#x}", self.version))
@@ -121,13 +121,14 @@ impl fmt::Debug for BzImage<'_> {
     }
 }
 
-impl<'a> BzImage<'a> {
-    /// Checks the header of a file that [`detect`](crate::detect) took for a bzImage.
+impl BzImage {
+    /// Checks the header of a file of `len` bytes that begins with `head`, and that
+    /// [`detect`](crate::detect) took for a bzImage.
     ///
     /// # Errors
     /// If the header is of an old version, or makes no sense.
-    pub fn parse(file: &'a [u8]) -> Result<Self, BzImageError> {
-        let header = Header::new(file)?;
+    pub fn parse(head: &[u8], len: u64) -> Result<Self, BzImageError> {
+        let header = Header::new(head, len)?;
         let version = header.u16(offset::VERSION);
         if version < 0x202 {
             return Err(BzImageError::OldProtocol(version));
@@ -136,13 +137,13 @@ impl<'a> BzImage<'a> {
             return Err(BzImageError::ZImage);
         }
         let header_end = 0x202 + usize::from(header.u8(offset::JUMP));
-        let code = header.code(file, version)?;
+        let code = header.code(len, version)?;
         let load_address = header.load_address(version)?;
-        let end = header.end(version, load_address, code.len() as u64)?;
+        let end = header.end(version, load_address, code.len)?;
         let from = |since, at| (version >= since).then(|| header.u32(at));
         let xloadflags = header.u16(offset::XLOADFLAGS);
         Ok(Self {
-            file,
+            header,
             version,
             header_end: header_end.clamp(offset::JUMP, offset::HEADER_END_MAX),
             code,
@@ -150,7 +151,7 @@ impl<'a> BzImage<'a> {
             end,
             has_64_bit_entry: version >= 0x20c
                 && xloadflags & XLF_KERNEL_64 != 0
-                && code.len() as u64 > ENTRY_64,
+                && code.len > ENTRY_64,
             initrd_last: from(0x203, offset::INITRD_ADDR_MAX).unwrap_or(0x37ff_ffff),
             command_line_max: from(0x206, offset::CMDLINE_SIZE).unwrap_or(255),
         })
@@ -187,7 +188,9 @@ impl<'a> BzImage<'a> {
         // Not just above the code: it is unpacked in place, up to `end`.
         let room = self.end..ram_end.min(u64::from(self.initrd_last) + 1);
         let initrd = place::initrd(memory, plan.initrd, room)?;
-        memory.write(self.load_address, self.code)?;
+        let Code { start, len } = self.code;
+        content::copy(plan.kernel, start, memory, self.load_address, len)
+            .map_err(Error::in_kernel)?;
         let setup_data = self.write_setup_data(memory, plan)?;
         let parameters = self.boot_parameters(plan, initrd.unwrap_or(0..0), setup_data);
         memory.write(ZERO_PAGE, &parameters.0)?;
@@ -223,7 +226,7 @@ impl<'a> BzImage<'a> {
     ) -> Fields<PAGE_SIZE> {
         let mut page = Fields::new();
         let header = offset::SETUP_SECTS..self.header_end;
-        page.put(header.start, &self.file[header]);
+        page.put(header.start, &self.header.0[header]);
         page.u8(offset::TYPE_OF_LOADER, LOADER_UNDEFINED)
             .u32(offset::CODE32_START, self.load_address as u32)
             .u32(offset::RAMDISK_IMAGE, initrd.start as u32)
@@ -249,16 +252,24 @@ impl<'a> BzImage<'a> {
     }
 }
 
-/// The part of the file that holds the setup header, known to be there.
-struct Header<'a>(&'a [u8; offset::HEADER_END_MAX]);
+/// A part of the file, known to be there.
+#[derive(Clone, Copy)]
+struct Code {
+    start: u64,
+    len: u64,
+}
 
-impl<'a> Header<'a> {
-    fn new(file: &'a [u8]) -> Result<Self, BzImageError> {
+/// The part of the file that holds the setup header.
+#[derive(Clone, Copy)]
+struct Header([u8; offset::HEADER_END_MAX]);
+
+impl Header {
+    fn new(head: &[u8], len: u64) -> Result<Self, BzImageError> {
         let truncated = BzImageError::Truncated {
             need: offset::HEADER_END_MAX as u64,
-            have: file.len() as u64,
+            have: len,
         };
-        file.first_chunk().map(Self).ok_or(truncated)
+        head.first_chunk().copied().map(Self).ok_or(truncated)
     }
 
     fn u8(&self, at: usize) -> u8 {
@@ -266,23 +277,23 @@ impl<'a> Header<'a> {
     }
 
     fn u16(&self, at: usize) -> u16 {
-        le::u16(self.0, at).expect("offsets are inside the header")
+        le::u16(&self.0, at).expect("offsets are inside the header")
     }
 
     fn u32(&self, at: usize) -> u32 {
-        le::u32(self.0, at).expect("offsets are inside the header")
+        le::u32(&self.0, at).expect("offsets are inside the header")
     }
 
     fn u64(&self, at: usize) -> u64 {
-        le::u64(self.0, at).expect("offsets are inside the header")
+        le::u64(&self.0, at).expect("offsets are inside the header")
     }
 
-    /// The protected-mode part: what follows the real-mode sectors.
-    fn code(&self, file: &'a [u8], version: u16) -> Result<&'a [u8], BzImageError> {
+    /// The protected-mode part: what follows the real-mode sectors in a file of `have` bytes.
+    fn code(&self, have: u64, version: u16) -> Result<Code, BzImageError> {
         // 0 stands for 4, for the oldest kernels' sake.
         let sectors = match self.u8(offset::SETUP_SECTS) {
             0 => 4,
-            sectors => usize::from(sectors),
+            sectors => u64::from(sectors),
         };
         let start = (sectors + 1) * 512;
         // Before 2.04 the field has 16 bits, which do not hold the size of a bzImage.
@@ -291,14 +302,12 @@ impl<'a> Header<'a> {
             _ => 1,
         };
         // The size is rounded up to 16 bytes; the file need not be.
-        let need = (start as u64 + size)
-            .saturating_sub(15)
-            .max(start as u64 + 1);
-        if (file.len() as u64) < need {
-            let have = file.len() as u64;
+        let need = (start + size).saturating_sub(15).max(start + 1);
+        if have < need {
             return Err(BzImageError::Truncated { need, have });
         }
-        Ok(&file[start..])
+        let len = have - start;
+        Ok(Code { start, len })
     }
 
     /// Where the protected-mode part goes: where the kernel would like best to run, if it can
@@ -344,8 +353,8 @@ impl<'a> Header<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load;
     use crate::testing::{CODE_LEN, bzimage, machine, plan};
+    use crate::{Content, load};
     use x86::{Cr0, Efer};
 
     const PREFERRED: u64 = 0x100_0000;
@@ -357,8 +366,12 @@ mod tests {
         file
     }
 
+    fn parse(file: &[u8]) -> Result<BzImage, BzImageError> {
+        BzImage::parse(file, file.len() as u64)
+    }
+
     fn parse_error(file: &[u8]) -> BzImageError {
-        BzImage::parse(file).unwrap_err()
+        parse(file).unwrap_err()
     }
 
     #[test]
@@ -376,7 +389,7 @@ mod tests {
     #[test]
     fn a_preferred_address_is_rounded_up_to_the_alignment() {
         let file = with(offset::PREF_ADDRESS, &0x100_1000u64.to_le_bytes());
-        let kernel = BzImage::parse(&file).unwrap();
+        let kernel = parse(&file).unwrap();
         assert_eq!(kernel.load_address, 0x120_0000);
         assert_eq!(kernel.end, 0x160_0000);
     }
@@ -424,7 +437,7 @@ mod tests {
     fn boot_parameters_say_what_was_loaded() {
         let (memory, board) = machine(4096).unwrap();
         let file = bzimage();
-        let initrd: [&[u8]; 2] = [&[1; 10], &[2; 20]];
+        let initrd: [&dyn Content; 2] = [&[1u8; 10], &[2u8; 20]];
         let plan = BootPlan {
             initrd: &initrd,
             command_line: "console=ttyS0",
@@ -531,7 +544,7 @@ mod tests {
 
         // 2.02: no relocation, no 64-bit entry, no limits of its own.
         let file = with(offset::VERSION, &0x202u16.to_le_bytes());
-        let old = BzImage::parse(&file).unwrap();
+        let old = parse(&file).unwrap();
         assert_eq!(old.load_address, 0x10_0000);
         assert_eq!(old.end, 0x10_0000 + CODE_LEN as u64);
         assert!(!old.has_64_bit_entry());
@@ -546,7 +559,7 @@ mod tests {
             assert!(matches!(error, BzImageError::Truncated { have, .. } if have == len as u64));
         }
         // The size is in units of 16 bytes; the last one need not be whole.
-        assert!(BzImage::parse(&file[..file.len() - 15]).is_ok());
+        assert!(parse(&file[..file.len() - 15]).is_ok());
     }
 
     #[test]

@@ -8,11 +8,13 @@ use crate::entry::{self, Mode};
 use crate::layout::boot_data::{COMMAND_LINE, START_INFO};
 use crate::layout::{HIGH_MEMORY, LOW_RAM_END_MAX, RSDP};
 use crate::le::Fields;
-use crate::{BootPlan, Entry, Error, place};
+use crate::{BootPlan, Content, Entry, Error, content, place};
 use memory::{GuestMemory, PAGE_SIZE};
 use object::LittleEndian;
 use object::elf::{FileHeader32, FileHeader64, PT_LOAD, PT_NOTE};
 use object::read::elf::{FileHeader, NoteIterator, ProgramHeader};
+use object::{ReadCache, ReadCacheOps, ReadRef};
+use std::io;
 use std::ops::Range;
 use x86::{Gpr, VcpuState};
 
@@ -52,7 +54,7 @@ pub enum ElfError {
 /// The most program headers, and the most bytes in a note segment, that are looked at: kernels
 /// have a dozen and some hundred.
 const PROGRAM_HEADERS_MAX: usize = 128;
-const NOTES_LEN_MAX: usize = 1 << 16;
+const NOTES_LEN_MAX: u64 = 1 << 16;
 
 /// Owner and type of the note that holds the entry (public/elfnote.h).
 const XEN: &[u8] = b"Xen";
@@ -63,18 +65,20 @@ const COMMAND_LINE_LEN_MAX: usize = 2047;
 
 /// What a loader needs of an ELF kernel.
 #[derive(Debug, PartialEq, Eq)]
-struct Kernel<'a> {
+struct Kernel {
     /// The PVH entry.
     entry: u64,
     /// What to load, by ascending address.
-    segments: Vec<Segment<'a>>,
+    segments: Vec<Segment>,
 }
 
 /// A part of guest memory: bytes of the file, then zeros.
 #[derive(Debug, PartialEq, Eq)]
-struct Segment<'a> {
+struct Segment {
     memory: Range<u64>,
-    bytes: &'a [u8],
+    /// Where the bytes are in the file, and how many there are.
+    at: u64,
+    bytes: u64,
 }
 
 /// Loads the plan's kernel and what it is given. Returns the state in which it begins.
@@ -82,7 +86,7 @@ pub(crate) fn load(memory: &GuestMemory, plan: &BootPlan) -> Result<VcpuState, E
     if plan.entry == Entry::Bits64 {
         return Err(ElfError::No64BitEntry.into());
     }
-    let kernel = parse(plan.kernel)?;
+    let kernel = read(plan.kernel)?;
     let end = kernel.segments.last().map_or(0, |s| s.memory.end);
     let ram_end = plan.board.layout.low_ram_end();
     if end > ram_end {
@@ -92,45 +96,99 @@ pub(crate) fn load(memory: &GuestMemory, plan: &BootPlan) -> Result<VcpuState, E
     let initrd = place::initrd(memory, plan.initrd, end..ram_end)?;
     for segment in &kernel.segments {
         let start = segment.memory.start;
-        memory.write(start, segment.bytes)?;
-        place::zero(
-            memory,
-            start + segment.bytes.len() as u64..segment.memory.end,
-        )?;
+        content::copy(plan.kernel, segment.at, memory, start, segment.bytes)
+            .map_err(Error::in_kernel)?;
+        place::zero(memory, start + segment.bytes..segment.memory.end)?;
     }
     memory.write(START_INFO, &start_info(plan, initrd).0)?;
     entry::state(memory, Mode::Protected, kernel.entry, Gpr::Rbx, START_INFO)
 }
 
-fn parse(file: &[u8]) -> Result<Kernel<'_>, ElfError> {
+/// A file as `object` reads it. It says only that reading failed; why is kept here.
+struct Reader<'a> {
+    content: &'a dyn Content,
+    at: u64,
+    failure: Option<io::Error>,
+}
+
+impl ReadCacheOps for Reader<'_> {
+    fn len(&mut self) -> Result<u64, ()> {
+        Ok(self.content.size())
+    }
+
+    fn seek(&mut self, at: u64) -> Result<u64, ()> {
+        self.at = at;
+        Ok(at)
+    }
+
+    fn read(&mut self, bytes: &mut [u8]) -> Result<usize, ()> {
+        self.read_exact(bytes).map(|()| bytes.len())
+    }
+
+    fn read_exact(&mut self, bytes: &mut [u8]) -> Result<(), ()> {
+        let result = self.content.read(self.at, bytes);
+        result.map_err(|error| self.failure = Some(error))
+    }
+}
+
+fn read(file: &dyn Content) -> Result<Kernel, Error> {
+    let cache = ReadCache::new(Reader {
+        content: file,
+        at: 0,
+        failure: None,
+    });
+    let kernel = parse(&cache);
+    match cache.into_inner().failure {
+        Some(error) => Err(Error::Kernel(error)),
+        None => Ok(kernel?),
+    }
+}
+
+fn parse<'a>(file: impl ReadRef<'a>) -> Result<Kernel, ElfError> {
     // Byte 4 is the class; `parse` checks the rest of the header.
-    match file.get(4) {
-        Some(2) => parse_class::<FileHeader64<LittleEndian>>(file),
+    match file.read_bytes_at(4, 1) {
+        Ok([2]) => parse_class::<FileHeader64<LittleEndian>>(file),
         _ => parse_class::<FileHeader32<LittleEndian>>(file),
     }
 }
 
-fn parse_class<H: FileHeader<Endian = LittleEndian>>(file: &[u8]) -> Result<Kernel<'_>, ElfError> {
+fn parse_class<'a, H>(file: impl ReadRef<'a>) -> Result<Kernel, ElfError>
+where
+    H: FileHeader<Endian = LittleEndian>,
+{
     let header = H::parse(file)?;
     let endian = header.endian()?;
-    let programs = header.program_headers(endian, file)?;
-    if programs.len() > PROGRAM_HEADERS_MAX {
-        return Err(ElfError::ProgramHeaders(programs.len()));
+    let count = header.phnum(endian, file)? as usize;
+    if count > PROGRAM_HEADERS_MAX {
+        return Err(ElfError::ProgramHeaders(count));
     }
+    let file_len = file.len().map_err(|()| ElfError::Truncated)?;
     let mut entry = None;
     let mut segments = Vec::new();
-    for program in programs {
-        let bytes = || program.data(endian, file).map_err(|()| ElfError::Truncated);
+    for program in header.program_headers(endian, file)? {
+        let (at, len) = program.file_range(endian);
+        let is_there = at.checked_add(len).is_some_and(|end| end <= file_len);
         match program.p_type(endian) {
             PT_LOAD if program.p_memsz(endian).into() != 0 => {
-                let (start, len) = (
+                if !is_there {
+                    return Err(ElfError::Truncated);
+                }
+                let memory = memory(
                     program.p_paddr(endian).into(),
                     program.p_memsz(endian).into(),
-                );
-                segments.push(segment(start, len, bytes()?)?);
+                )?;
+                // The gABI allows no more bytes in the file than in memory; what is more would
+                // spill over.
+                let bytes = len.min(memory.end - memory.start);
+                segments.push(Segment { memory, at, bytes });
             }
             PT_NOTE if entry.is_none() => {
-                entry = pvh_entry::<H>(program.p_align(endian), bytes()?)?;
+                let notes = file
+                    .read_bytes_at(at, len.min(NOTES_LEN_MAX))
+                    .ok()
+                    .filter(|_| is_there)
+                    .ok_or(ElfError::Truncated)?;
+                entry = pvh_entry::<H>(program.p_align(endian), notes)?;
             }
             _ => {}
         }
@@ -149,17 +207,13 @@ fn parse_class<H: FileHeader<Endian = LittleEndian>>(file: &[u8]) -> Result<Kern
     Ok(Kernel { entry, segments })
 }
 
-fn segment(start: u64, len: u64, bytes: &[u8]) -> Result<Segment<'_>, ElfError> {
+/// Where a segment of `len` bytes goes.
+fn memory(start: u64, len: u64) -> Result<Range<u64>, ElfError> {
     let end = start
         .checked_add(len)
         .filter(|end| start >= HIGH_MEMORY && *end <= LOW_RAM_END_MAX)
         .ok_or(ElfError::Segment(start))?;
-    // The gABI allows no more bytes in the file than in memory; what is more would spill over.
-    let bytes = &bytes[..bytes.len().min(len as usize)];
-    Ok(Segment {
-        memory: start..end,
-        bytes,
-    })
+    Ok(start..end)
 }
 
 /// The PVH entry, if these notes have it.
@@ -167,7 +221,6 @@ fn pvh_entry<H: FileHeader<Endian = LittleEndian>>(
     align: H::Word,
     notes: &[u8],
 ) -> Result<Option<u64>, ElfError> {
-    let notes = &notes[..notes.len().min(NOTES_LEN_MAX)];
     let mut notes = NoteIterator::<H>::new(LittleEndian, align, notes)?;
     while let Some(note) = notes.next()? {
         if note.name() == XEN && note.n_type(LittleEndian).0 == XEN_ELFNOTE_PHYS32_ENTRY {
@@ -264,7 +317,7 @@ mod tests {
         let (memory, board) = machine(4096).unwrap();
         let file = elf64(BASE, &two_parts());
         let plan = BootPlan {
-            initrd: &[&[5; 100]],
+            initrd: &[&[5u8; 100]],
             command_line: "root=/dev/vda",
             ..plan(board, &file)
         };
@@ -301,7 +354,7 @@ mod tests {
     #[test]
     fn segments_must_lie_in_low_ram_apart_from_each_other() {
         let (memory, board) = machine(64).unwrap();
-        let refused = |file: &[u8]| load(&memory, &plan(board, file)).unwrap_err();
+        let refused = |file: &[u8]| load(&memory, &plan(board, &file)).unwrap_err();
         for bad in [0, 0xf_f000, 0xbfff_fffd, u64::MAX - 1] {
             let file = elf64(bad, &[part(bad, b"code", 4)]);
             let error = refused(&file);
@@ -320,7 +373,7 @@ mod tests {
     #[test]
     fn the_entry_must_be_there_and_inside() {
         let (memory, board) = machine(64).unwrap();
-        let refused = |file: &[u8]| load(&memory, &plan(board, file)).unwrap_err();
+        let refused = |file: &[u8]| load(&memory, &plan(board, &file)).unwrap_err();
         let outside = elf64(BASE + 4, &[part(BASE, b"code", 4)]);
         assert!(matches!(refused(&outside), Error::Elf(ElfError::Entry(_))));
         // An address beyond 32 bits is no PVH entry.
@@ -340,9 +393,9 @@ mod tests {
         let (memory, board) = machine(64).unwrap();
         let file = elf64(BASE, &two_parts());
         let short = &file[..file.len() - 1];
-        let error = load(&memory, &plan(board, short)).unwrap_err();
+        let error = load(&memory, &plan(board, &short)).unwrap_err();
         assert!(matches!(error, Error::Elf(ElfError::Truncated)), "{error}");
-        let error = load(&memory, &plan(board, &file[..60])).unwrap_err();
+        let error = load(&memory, &plan(board, &&file[..60])).unwrap_err();
         assert!(
             matches!(error, Error::Elf(ElfError::Malformed(_))),
             "{error}"

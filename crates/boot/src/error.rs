@@ -1,10 +1,18 @@
 //! Why a guest can't be started.
 
+use crate::content::CopyError;
 use crate::{bzimage, elf};
+use std::io;
 
 /// Why a guest can't be started: one line that names the thing and the mend.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The kernel file can't be read.
+    #[error("can't read the kernel")]
+    Kernel(#[source] io::Error),
+    /// A part of the initrd can't be read.
+    #[error("can't read the initrd")]
+    Initrd(#[source] io::Error),
     /// The kernel file has no bytes.
     #[error("the kernel file is empty: give a bzImage, or an ELF kernel with a PVH entry")]
     Empty,
@@ -65,4 +73,22 @@ pub enum Error {
     /// The memory was not made from the plan's layout.
     #[error("guest memory does not have the plan's layout")]
     Memory(#[from] memory::OutOfRange),
+}
+
+impl Error {
+    /// What an `error` with the kernel file is.
+    pub(crate) fn in_kernel(error: CopyError) -> Self {
+        match error {
+            CopyError::Read(error) => Self::Kernel(error),
+            CopyError::Memory(error) => Self::Memory(error),
+        }
+    }
+
+    /// What an `error` with a part of the initrd is.
+    pub(crate) fn in_initrd(error: CopyError) -> Self {
+        match error {
+            CopyError::Read(error) => Self::Initrd(error),
+            CopyError::Memory(error) => Self::Memory(error),
+        }
+    }
 }

@@ -98,7 +98,10 @@ const fn magic(at: usize, bytes: &'static [u8], what: &'static str, mend: &'stat
 const EM_386: u16 = 3;
 const EM_X86_64: u16 = 62;
 
-/// Which kind of kernel `file` is.
+/// How many bytes from the start of a file tell what it is.
+pub(crate) const HEAD_LEN: usize = 0x8001 + 5;
+
+/// Which kind of kernel it is whose file begins with `file`.
 ///
 /// # Errors
 /// [`Error::Empty`], [`Error::Foreign`] for what is known and no kernel for this machine,

@@ -2,7 +2,8 @@
 
 use crate::bzimage::BzImage;
 use crate::firmware::{self, Board};
-use crate::{Error, Format, detect, elf};
+use crate::format::HEAD_LEN;
+use crate::{Content, Error, Format, content, detect, elf};
 use memory::GuestMemory;
 use x86::VcpuState;
 
@@ -24,9 +25,9 @@ pub struct BootPlan<'a> {
     /// The machine.
     pub board: Board,
     /// The kernel file.
-    pub kernel: &'a [u8],
+    pub kernel: &'a dyn Content,
     /// The initrd: its parts are put one after the other, each padded to 4 bytes.
-    pub initrd: &'a [&'a [u8]],
+    pub initrd: &'a [&'a dyn Content],
     /// The kernel's command line.
     pub command_line: &'a str,
     /// The entry to take.
@@ -45,10 +46,11 @@ pub struct BootPlan<'a> {
 /// # Errors
 /// [`Error`]: memory is then written in part.
 pub fn load(memory: &GuestMemory, plan: &BootPlan) -> Result<VcpuState, Error> {
-    let format = detect(plan.kernel)?;
+    let head = content::head(plan.kernel, HEAD_LEN).map_err(Error::Kernel)?;
+    let format = detect(&head)?;
     firmware::write_tables(memory, &plan.board)?;
     match format {
-        Format::BzImage => BzImage::parse(plan.kernel)?.load(memory, plan),
+        Format::BzImage => BzImage::parse(&head, plan.kernel.size())?.load(memory, plan),
         Format::Elf => elf::load(memory, plan),
     }
 }
@@ -70,7 +72,7 @@ mod tests {
         let kernel = bzimage();
         let plan = BootPlan {
             command_line: "quiet",
-            initrd: &[&[1, 2, 3]],
+            initrd: &[b"123"],
             ..plan(board, &kernel)
         };
         let first = load(&memory, &plan).unwrap();
@@ -108,7 +110,7 @@ mod tests {
         let (_, board) = machine(128).unwrap();
         let kernel = bzimage();
         let plan = BootPlan {
-            initrd: &[&[1]],
+            initrd: &[b"1"],
             ..plan(board, &kernel)
         };
         assert!(matches!(load(&memory, &plan), Err(Error::Memory(_))));
@@ -131,7 +133,7 @@ mod tests {
         let kernel = std::fs::read(std::env::var_os("KERNEL").expect("KERNEL")).unwrap();
         let (memory, board) = machine(256).unwrap();
         let plan = BootPlan {
-            initrd: &[&[1; 1 << 20]],
+            initrd: &[&[1u8; 1 << 20]],
             rng_seed: Some([1; 32]),
             ..plan(board, &kernel)
         };
@@ -198,7 +200,7 @@ mod tests {
                 proptest::collection::vec(any::<u8>(), 0..5000), 0..4),
         ) {
             let (memory, board) = machine(64).unwrap();
-            let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+            let parts: Vec<&dyn Content> = parts.iter().map(|p| p as &dyn Content).collect();
             let plan = BootPlan {
                 board,
                 kernel: &kernel,

@@ -1,7 +1,7 @@
 //! Placing things in guest memory, for every loader.
 
-use crate::Error;
 use crate::layout::boot_data::COMMAND_LINE;
+use crate::{Content, Error, content};
 use memory::{GuestMemory, OutOfRange, PAGE_SIZE};
 use std::ops::Range;
 
@@ -13,13 +13,14 @@ const PART_ALIGN: u64 = 4;
 /// inside `room`, on a page boundary. Returns the range they fill; `None` if there are no bytes.
 pub(crate) fn initrd(
     memory: &GuestMemory,
-    parts: &[&[u8]],
+    parts: &[&dyn Content],
     room: Range<u64>,
 ) -> Result<Option<Range<u64>>, Error> {
     let len = parts
         .iter()
-        .map(|part| (part.len() as u64).next_multiple_of(PART_ALIGN))
-        .fold(0u64, u64::saturating_add);
+        .map(|part| part.size().checked_next_multiple_of(PART_ALIGN))
+        .try_fold(0u64, |sum, len| sum.checked_add(len?))
+        .unwrap_or(u64::MAX);
     if len == 0 {
         return Ok(None);
     }
@@ -35,8 +36,8 @@ pub(crate) fn initrd(
     }
     let mut at = start;
     for part in parts {
-        memory.write(at, part)?;
-        let end = at + part.len() as u64;
+        content::copy(*part, 0, memory, at, part.size()).map_err(Error::in_initrd)?;
+        let end = at + part.size();
         at = end.next_multiple_of(PART_ALIGN);
         zero(memory, end..at)?;
     }
@@ -84,7 +85,7 @@ mod tests {
     fn initrd_parts_follow_each_other_padded_and_aligned() {
         let memory = memory();
         memory.write(0x2_0000, &[0xff; 0x2_0000]).unwrap();
-        let parts: [&[u8]; 3] = [&[1; 5], &[], &[2; 4096]];
+        let parts: [&dyn Content; 3] = [&[1u8; 5], b"", &[2u8; 4096]];
         let range = initrd(&memory, &parts, 0x2_0000..0x4_0001)
             .unwrap()
             .unwrap();
@@ -107,7 +108,7 @@ mod tests {
             ));
         }
         assert_eq!(initrd(&memory, &[], 0..0).unwrap(), None);
-        assert_eq!(initrd(&memory, &[&[]], 0..0).unwrap(), None);
+        assert_eq!(initrd(&memory, &[b""], 0..0).unwrap(), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Kernels made for tests.
 
 use crate::firmware::Board;
-use crate::{BootPlan, Entry, Layout, LayoutError};
+use crate::{BootPlan, Content, Entry, Layout, LayoutError};
 use memory::GuestMemory;
 use std::sync::Arc;
 
@@ -123,7 +123,7 @@ pub(crate) fn machine(mib: u64) -> Result<(Arc<GuestMemory>, Board), LayoutError
 }
 
 /// A plan with nothing but a kernel.
-pub(crate) fn plan(board: Board, kernel: &[u8]) -> BootPlan<'_> {
+pub(crate) fn plan(board: Board, kernel: &dyn Content) -> BootPlan<'_> {
     BootPlan {
         board,
         kernel,

@@ -3,8 +3,8 @@
 use crate::args::RunArgs;
 use crate::ending::{Ending, Stderr};
 use crate::progress::Bar;
-use crate::terminal;
-use anyhow::{Context, Result, bail};
+use crate::{payload, terminal};
+use anyhow::{Result, bail};
 use image::{
     Command, Control, ControlReader, Freshness, GuestSpec, Input, KernelChoice, Options, Session,
     Streams,
@@ -54,17 +54,17 @@ pub(crate) fn payload(args: &RunArgs, guest: &str, session: &Session) -> Result<
         ..Options::default()
     };
     let guest = image::debian(&GuestSpec { kernel }, &options, &mut Bar::new())?;
-    let read = |path: &std::path::Path| {
-        std::fs::read(path).with_context(|| format!("can't read {}", path.display()))
-    };
     let mut command_line = session.kernel_parameters().to_owned();
     if let Some(words) = &args.cmdline {
         command_line += " ";
         command_line += words;
     }
     Ok(Payload {
-        kernel: read(&guest.kernel)?,
-        initrd: vec![read(&guest.initrd)?, session.overlay(&MODULES)?],
+        kernel: payload::open(&guest.kernel, "kernel")?,
+        initrd: vec![
+            payload::open(&guest.initrd, "initrd")?,
+            Arc::new(session.overlay(&MODULES)?),
+        ],
         command_line,
     })
 }

@@ -10,6 +10,7 @@ mod ending;
 mod engines;
 mod keys;
 mod monitor;
+mod payload;
 mod progress;
 mod run;
 mod statistics;

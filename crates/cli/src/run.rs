@@ -5,7 +5,7 @@ use crate::console::{self, Ends, Log, Source};
 use crate::debian::{self, Reported};
 use crate::ending::{Ending, Stderr};
 use crate::monitor::{self, Action};
-use crate::{statistics, status, terminal};
+use crate::{payload, statistics, status, terminal};
 use anyhow::{Context, Result};
 use image::{Session, Streams};
 use machine::{Consoles, Event, GdbServer, Machine, Payload, TraceSink, Visit};
@@ -14,7 +14,6 @@ use signal_hook::iterator::Signals;
 use std::fs::File;
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -162,9 +161,6 @@ fn trace(args: &RunArgs, ending: &Ending) -> Result<Option<Arc<TraceSink>>> {
 }
 
 fn kernel_payload(args: &RunArgs) -> Result<Payload> {
-    let read = |path: &Path, what: &str| {
-        std::fs::read(path).with_context(|| format!("can't read the {what} {}", path.display()))
-    };
     let kernel = args
         .kernel
         .as_deref()
@@ -182,10 +178,10 @@ fn kernel_payload(args: &RunArgs) -> Result<Payload> {
     let initrd = args
         .initrd
         .iter()
-        .map(|path| read(path, "initrd"))
+        .map(|path| payload::open(path, "initrd"))
         .collect::<Result<_>>()?;
     Ok(Payload {
-        kernel: read(kernel, "kernel")?,
+        kernel: payload::open(kernel, "kernel")?,
         initrd,
         command_line,
     })

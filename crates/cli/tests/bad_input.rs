@@ -5,6 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -42,8 +43,19 @@ fn random(seed: u64, len: usize) -> Vec<u8> {
     .collect()
 }
 
-/// A bzImage (Linux, Documentation/arch/x86/boot.rst) whose 64-bit entry halts for good.
+/// A kernel whose 64-bit entry halts for good.
 fn halting_kernel() -> Vec<u8> {
+    // cli; hlt; jmp back to the hlt
+    kernel(&[0xfa, 0xf4, 0xeb, 0xfd])
+}
+
+/// A kernel that resets the machine: out 0xcf9, 6.
+fn resetting_kernel() -> Vec<u8> {
+    kernel(&[0x66, 0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee, 0xf4])
+}
+
+/// A bzImage (Linux, Documentation/arch/x86/boot.rst) with `code` at its 64-bit entry.
+fn kernel(code: &[u8]) -> Vec<u8> {
     let mut file = vec![0; 0x400 + 0x400];
     let fields: [(usize, &[u8]); 13] = [
         (0x1f1, &[1]),
@@ -63,8 +75,7 @@ fn halting_kernel() -> Vec<u8> {
     for (at, bytes) in fields {
         file[at..at + bytes.len()].copy_from_slice(bytes);
     }
-    // cli; hlt; jmp back to the hlt
-    file[0x600..0x604].copy_from_slice(&[0xfa, 0xf4, 0xeb, 0xfd]);
+    file[0x600..][..code.len()].copy_from_slice(code);
     file
 }
 
@@ -167,6 +178,28 @@ fn a_file_without_permission_is_named() {
     }
     let said = refuse(directory.path(), &["--kernel", "kernel"]);
     assert!(said.contains("kernel"), "{said}");
+}
+
+/// A reset reads the files again.
+#[test]
+fn a_file_that_changes_under_a_running_machine_is_named() {
+    let directory = directory();
+    let path = directory.path().join("resets");
+    fs::write(&path, resetting_kernel()).unwrap();
+    let mut command = doppel(directory.path());
+    command.args(["--kernel", "resets", "--timeout=60"]);
+    command.args(["--initrd", "random"]).stderr(Stdio::piped());
+    let mut machine = command.spawn().expect("doppel starts");
+    while machine.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(&[0x90]).unwrap();
+    }
+    let output = machine.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains("the kernel: resets has changed"), "{said}");
 }
 
 #[test]

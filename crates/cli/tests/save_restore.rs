@@ -3,7 +3,7 @@
 
 use config::EngineKind::{self, Interpreter, Translator};
 use image::{Command, Freshness, GuestSpec, Input, Options, Session, Silent, Streams};
-use machine::{Consoles, Event, Machine, Payload};
+use machine::{Consoles, Content, Event, Machine, Payload};
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -62,13 +62,11 @@ fn payload(script: &str) -> Payload {
         environment: Vec::new(),
         streams: Streams::Pipes(Input::Null),
     });
-    let initrd = vec![
-        std::fs::read(&guest.initrd).unwrap(),
-        session.overlay(&[]).unwrap(),
-    ];
+    let read = |path| -> Arc<dyn Content> { Arc::new(std::fs::read(path).unwrap()) };
+    let initrd = vec![read(&guest.initrd), Arc::new(session.overlay(&[]).unwrap())];
     let command_line = session.kernel_parameters().to_owned();
     Payload {
-        kernel: std::fs::read(&guest.kernel).unwrap(),
+        kernel: read(&guest.kernel),
         initrd,
         command_line,
     }

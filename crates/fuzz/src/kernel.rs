@@ -2,7 +2,7 @@
 
 use crate::input::Input;
 use boot::firmware::Board;
-use boot::{BootPlan, Entry, Layout, layout};
+use boot::{BootPlan, Content, Entry, Layout, layout};
 use memory::GuestMemory;
 
 /// The smallest machine.
@@ -15,6 +15,7 @@ pub(crate) fn run(data: &[u8]) {
     let vcpus = input.pick(&[1, 2, 4, 255, 0, u32::MAX]);
     let command_line = String::from_utf8_lossy(input.bytes(3000)).into_owned();
     let initrd: Vec<_> = (0..input.below(3)).map(|_| input.bytes(4096)).collect();
+    let initrd: Vec<_> = initrd.iter().map(|part| part as &dyn Content).collect();
     let layout = Layout::new(MEMORY_BYTES).expect("the smallest machine");
     let memory = GuestMemory::new(&layout.regions()).expect("the smallest memory");
     let plan = BootPlan {
@@ -23,7 +24,7 @@ pub(crate) fn run(data: &[u8]) {
             vcpus,
             uuid: [7; 16],
         },
-        kernel: input.rest(),
+        kernel: &input.rest(),
         initrd: &initrd,
         command_line: &command_line,
         entry,

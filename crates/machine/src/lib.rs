@@ -29,6 +29,7 @@ mod trace;
 mod virtio;
 
 pub use board::{Consoles, Inputs};
+pub use boot::Content;
 pub use console::ConsoleInput;
 pub use control::Event;
 pub use engines::{EngineReport, engines};

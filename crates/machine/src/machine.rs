@@ -6,7 +6,7 @@ use crate::engines::{self, Created};
 use crate::report::VcpuReport;
 use crate::snapshot::{MachineV1, Snapshot};
 use crate::trace::TraceSink;
-use boot::{BootPlan, Layout};
+use boot::{BootPlan, Content, Layout};
 use clock::Clock;
 use config::KernelEntry;
 use device::lock;
@@ -22,15 +22,26 @@ use x86::VcpuState;
 /// machine time, so that no conversion rounds.
 const SOFTWARE_TSC_KHZ: u64 = 1_000_000;
 
-/// What the guest starts with.
-#[derive(Debug, Clone, Default)]
+/// What the guest starts with. It is read at each start: a reset reads it again.
+#[derive(Debug, Clone)]
 pub struct Payload {
     /// The kernel file.
-    pub kernel: Vec<u8>,
+    pub kernel: Arc<dyn Content>,
     /// Parts of the initrd, in order.
-    pub initrd: Vec<Vec<u8>>,
+    pub initrd: Vec<Arc<dyn Content>>,
     /// The kernel's command line.
     pub command_line: String,
+}
+
+impl Default for Payload {
+    /// Nothing, which is no kernel.
+    fn default() -> Self {
+        Self {
+            kernel: Arc::new([]),
+            initrd: Vec::new(),
+            command_line: String::new(),
+        }
+    }
 }
 
 /// Why a machine can't be made, started, saved or restored.
@@ -179,7 +190,7 @@ impl Machine {
         self.board
             .assign_pci(&self.layout)
             .map_err(|e| Error::Board(e.to_string()))?;
-        let initrd: Vec<&[u8]> = self.payload.initrd.iter().map(Vec::as_slice).collect();
+        let initrd: Vec<&dyn Content> = self.payload.initrd.iter().map(|part| &**part).collect();
         let mut seed = [0; 32];
         let seeded = rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty());
         let plan = BootPlan {
@@ -188,7 +199,7 @@ impl Machine {
                 vcpus: self.config.cpus,
                 uuid: self.config.uuid,
             },
-            kernel: &self.payload.kernel,
+            kernel: &*self.payload.kernel,
             initrd: &initrd,
             command_line: &self.payload.command_line,
             entry: match self.config.entry {

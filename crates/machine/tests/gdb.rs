@@ -8,6 +8,7 @@ use machine::{Consoles, Event, GdbServer, Machine, Payload, Visit};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -79,7 +80,7 @@ fn start(engine: EngineKind, address: &str) -> (String, JoinHandle<Vec<Visit>>) 
     let mut machine = Machine::new(shape, Consoles::default(), None).unwrap();
     machine
         .load(Payload {
-            kernel: kernel(),
+            kernel: Arc::new(kernel()),
             ..Payload::default()
         })
         .unwrap();
