@@ -100,9 +100,10 @@ impl Tlb {
 
     #[inline(always)]
     fn slot(view: View, linear: u64) -> usize {
-        // Source and destination of a copy are often apart by a large power of two.
+        // Source and destination of a copy are often apart by a large power of two. Neighbours never
+        // share an entry: an access that begins in one and ends in the other must find neither.
         let page = (linear >> PAGE_SHIFT) as usize;
-        view as usize * ENTRIES + (page ^ page >> 10) % ENTRIES
+        view as usize * ENTRIES + (page + (page >> 10)) % ENTRIES
     }
 
     /// The offset in guest memory of `size` bytes at `linear` that may be read.
@@ -293,6 +294,22 @@ mod tests {
     use super::*;
 
     const KERNEL: u64 = 0xffff_8880_0000_1000;
+
+    #[test]
+    fn an_access_across_two_pages_matches_neither() {
+        let mut tlb = Tlb::new();
+        // The second page's number ends in zeros: all lower bits change.
+        for shift in 12..47 {
+            let second = 1u64 << shift;
+            tlb.fill(View::User, second, 0x5000, true, false);
+            let linear = second - 2;
+            assert_eq!(tlb.read(View::User, linear, 4), None, "{linear:#x}");
+            assert_eq!(tlb.write(View::User, linear, 4), None, "{linear:#x}");
+            tlb.flush();
+        }
+        tlb.fill(View::User, 0xffff_8000_0000_0000, 0x5000, true, false);
+        assert_eq!(tlb.read(View::User, 0xffff_7fff_ffff_ffff, 4), None);
+    }
 
     #[test]
     fn one_compare_covers_presence_permission_and_page_end() {
