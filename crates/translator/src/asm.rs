@@ -311,12 +311,12 @@ impl Asm {
         self.byte(0xc0 | (to & 7) << 3 | from & 7);
     }
 
-    /// `rorx reg, reg, count` of 64 bits: leaves the flags alone.
-    pub(crate) fn rotate_right(&mut self, reg: Reg, count: u8) {
+    /// `rorx to, from, count` of 64 bits: leaves the flags alone.
+    pub(crate) fn rotate_right(&mut self, to: Reg, from: Reg, count: u8) {
         // VEX.LZ.F2.0F3A.W1 F0 /r ib.
-        let high = !(reg >> 3) & 1;
-        self.bytes(&[0xc4, high << 7 | 0x40 | high << 5 | 3, 0xfb, 0xf0]);
-        self.bytes(&[0xc0 | (reg & 7) << 3 | reg & 7, count]);
+        let high = (!(to >> 3) & 1) << 7 | (!(from >> 3) & 1) << 5;
+        self.bytes(&[0xc4, high | 0x40 | 3, 0xfb, 0xf0]);
+        self.bytes(&[0xc0 | (to & 7) << 3 | from & 7, count]);
     }
 
     /// `not reg`: leaves the flags alone.
@@ -495,8 +495,8 @@ mod tests {
             text(|a| a.sarx(Width::W32, 1, 12, 3)),
             "sarx ecx, r12d, ebx"
         );
-        assert_eq!(text(|a| a.rotate_right(0, 8)), "rorx rax, rax, 8");
-        assert_eq!(text(|a| a.rotate_right(11, 56)), "rorx r11, r11, 38h");
+        assert_eq!(text(|a| a.rotate_right(0, 0, 8)), "rorx rax, rax, 8");
+        assert_eq!(text(|a| a.rotate_right(11, 11, 56)), "rorx r11, r11, 38h");
         assert_eq!(text(|a| a.not(12)), "not r12");
         assert_eq!(text(|a| a.movsxd(8, 3)), "movsxd r8, ebx");
         assert_eq!(text(|a| a.jmp_field(0x10)), "jmp qword ptr gs:[10h]");

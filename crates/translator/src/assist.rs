@@ -159,6 +159,11 @@ impl TranslatorVcpu {
         let view = block.key.mode.view();
         let single = site.single.map(|exit| block.exits[usize::from(exit)].jump);
         let fits = linear as usize % PAGE + usize::from(site.size) <= PAGE;
+        let operand = linear.wrapping_add(site.skew.into());
+        if !operand.is_multiple_of(site.alignment.into()) {
+            // It raises #GP, and must leave no dirty bit.
+            return None;
+        }
         if fits && let Some(page) = self.core.data_page(linear, site.write) {
             let host = self.ram + page.offset as u64;
             self.lookup

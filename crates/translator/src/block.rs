@@ -29,6 +29,10 @@ pub(crate) struct Site {
     /// Bytes of the access, or of the range that a shared check covers.
     pub(crate) size: u16,
     pub(crate) write: bool,
+    /// The alignment without which the access, a write, raises #GP; 1 if none.
+    pub(crate) alignment: u8,
+    /// Where the access is in that range.
+    pub(crate) skew: u16,
     /// Whether the block has made sure that the vector registers are loaded.
     pub(crate) vectors: bool,
     /// Whether the instruction may work on vector registers.

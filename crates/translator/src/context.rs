@@ -17,7 +17,7 @@ pub(crate) const TLB_ENTRIES: usize = 4096;
 /// Views of the software TLB: supervisor with user pages, supervisor without, user.
 pub(crate) const TLB_VIEWS: usize = 3;
 /// Entries of a jump cache, a power of two.
-pub(crate) const JUMP_ENTRIES: usize = 8192;
+pub(crate) const JUMP_ENTRIES: usize = 1 << 16;
 /// The bits of a guest address that index a jump cache.
 const JUMP_MASK: u64 = JUMP_ENTRIES as u64 - 1;
 /// Jump caches: one for each [`Mode::slot`](crate::mode::Mode::slot).
@@ -41,12 +41,13 @@ pub(crate) struct TlbEntry {
 }
 
 /// A guest address and where its translation begins.
+#[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
-pub(crate) struct JumpCache {
-    /// Minus the guest address.
-    pub(crate) tags: [u64; JUMP_ENTRIES],
+pub(crate) struct JumpEntry {
+    /// Minus the guest address; 0 in an entry that is empty.
+    pub(crate) tag: u64,
     /// The host address.
-    pub(crate) hosts: [u64; JUMP_ENTRIES],
+    pub(crate) host: u64,
 }
 
 /// See the module's text. All-zero is a valid value: see [`ContextBox::new`].
@@ -110,7 +111,7 @@ pub(crate) struct Context {
     pub(crate) tlb_mask: u64,
     /// Selects the bits of an address above the offset in a page.
     pub(crate) page_mask: u64,
-    /// Selects the bits of an address that index a jump cache. 0 makes every look-up miss: how
+    /// Selects the bits of an address, or of its hash, that index a jump cache. 0 makes every look-up miss: how
     /// indirect jumps poll.
     pub(crate) jump_mask: AtomicU64,
     /// Addresses of the gates, see [`crate::gate`].
@@ -123,7 +124,9 @@ pub(crate) struct Context {
     /// YMM registers during an assist.
     pub(crate) ymm: [[u8; 32]; 16],
     pub(crate) tlb: [[TlbEntry; TLB_ENTRIES]; TLB_VIEWS],
-    pub(crate) jumps: [JumpCache; JUMP_CACHES],
+    /// The jump caches: first those that code looks into by itself, then, as many, those that
+    /// are asked when the first has another jump in its place.
+    pub(crate) jumps: [[JumpEntry; JUMP_ENTRIES]; 2 * JUMP_CACHES],
     /// Other threads write `attention` and `jump_mask` through a pointer of their own, so an
     /// exclusive reference to a context is not exclusive for these two: the type is not `Unpin`,
     /// which keeps the compiler from assuming it.
@@ -153,6 +156,16 @@ pub(crate) const fn spill_slot(reg: u8) -> i32 {
 pub(crate) const fn tlb_field(view: usize, member: usize) -> i32 {
     (std::mem::offset_of!(Context, tlb) + view * size_of::<[TlbEntry; TLB_ENTRIES]>() + member)
         as i32
+}
+
+/// Displacements of the first entry's tag and host address in jump table `table`.
+pub(crate) const fn jump_fields(table: usize) -> (i32, i32) {
+    let first =
+        std::mem::offset_of!(Context, jumps) + table * size_of::<[JumpEntry; JUMP_ENTRIES]>();
+    (
+        (first + std::mem::offset_of!(JumpEntry, tag)) as i32,
+        (first + std::mem::offset_of!(JumpEntry, host)) as i32,
+    )
 }
 
 /// The mapping that a [`Context`] is in.
@@ -253,9 +266,10 @@ impl ContextBox {
 }
 
 impl TlbEntry {
-    /// Matches nothing that has entry `index`.
+    /// Matches nothing that has entry `index`: neither its first byte nor its last, which is a few
+    /// pages on at most. What matches is half the table away.
     pub(crate) const fn empty(index: usize) -> Self {
-        let tag = ((index as u64 ^ 1) << 12).wrapping_neg();
+        let tag = ((index as u64 ^ TLB_ENTRIES as u64 / 2) << 12).wrapping_neg();
         Self {
             read: tag,
             write: tag,

@@ -12,7 +12,7 @@ mod system;
 
 use crate::asm::{Asm, EQUAL, Mem, NOT_EQUAL, RCX, Reg, Width};
 use crate::block::{BlockId, Exit, Site};
-use crate::context::{field, spill_slot};
+use crate::context::{JUMP_CACHES, field, spill_slot};
 use crate::plan::{Class, Insn, Plan};
 use iced_x86::{Encoder, Instruction, OpKind, Register};
 
@@ -20,7 +20,8 @@ use iced_x86::{Encoder, Instruction, OpKind, Register};
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Gates {
     pub(crate) link: usize,
-    pub(crate) indirect: usize,
+    /// For each jump cache: where the second one is asked.
+    pub(crate) indirect: [usize; JUMP_CACHES],
     pub(crate) callout: usize,
     pub(crate) miss: usize,
     pub(crate) vectors: usize,
@@ -306,6 +307,8 @@ impl<'a> Emitter<'a> {
             at: insn.at,
             size,
             write,
+            alignment: memory::alignment(&insn.instruction),
+            skew: 0,
             vectors: self.vectors_checked,
             works_on_vectors: insn.vectors,
             strings: match insn.class {

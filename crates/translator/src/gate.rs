@@ -96,7 +96,8 @@ macro_rules! load_registers_and_go {
     };
 }
 
-/// Moves the guest's vector registers, if the host has them, to the context.
+/// Moves the guest's vector registers, if the host has them, to the context. An x87 exception that
+/// is pending (ES of the status word) would be raised in Rust code that uses MMX or x87.
 macro_rules! save_vectors {
     () => {
         "cmp dword ptr gs:[{vectors_loaded}], 0
@@ -107,6 +108,9 @@ macro_rules! save_vectors {
          mov dword ptr gs:[{vectors_loaded}], 0
          ldmxcsr gs:[{host_mxcsr}]
          vzeroupper
+         test byte ptr gs:[{xsave} + 2], 0x80
+         je 2f
+         fnclex
          2:"
     };
 }

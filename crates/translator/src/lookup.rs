@@ -4,10 +4,18 @@
 //! Forgetting goes by lists of what was filled, so that it costs as much as filling did, however
 //! large the tables are.
 
-use crate::context::{Context, JUMP_CACHES, JUMP_ENTRIES, TLB_ENTRIES, TLB_VIEWS, TlbEntry};
+use crate::context::{
+    Context, JUMP_CACHES, JUMP_ENTRIES, JumpEntry, TLB_ENTRIES, TLB_VIEWS, TlbEntry,
+};
 
 /// Fills that are listed; when there are more, whole tables are emptied.
 const LISTED_MAX: usize = 4 * TLB_ENTRIES;
+
+/// Jumps that are listed: no more than there are entries, unless one changes halves all the time.
+const JUMPS_MAX: usize = 2 * JUMP_ENTRIES;
+
+/// By how much an address is rotated before it is added to itself, for the second jump cache.
+pub(crate) const SECOND_ROTATION: u8 = 13;
 
 /// Lists of fills.
 #[derive(Default)]
@@ -27,6 +35,11 @@ fn half(linear: u64) -> usize {
 
 fn index(linear: u64) -> usize {
     (linear >> 12) as usize % TLB_ENTRIES
+}
+
+/// The index in the second jump cache, as [`crate::store`]'s code computes it.
+fn second_index(linear: u64) -> usize {
+    linear.wrapping_add(linear.rotate_right(SECOND_ROTATION.into())) as usize % JUMP_ENTRIES
 }
 
 fn page_bit(linear: u64) -> (usize, u64) {
@@ -61,34 +74,58 @@ impl Lookup {
         }
     }
 
-    /// Lets indirect jumps to `linear` go to host address `host`.
+    /// Lets indirect jumps to `linear` go to host address `host`. What is in its place is moved to
+    /// the second cache.
     pub(crate) fn fill_jump(&mut self, context: &mut Context, slot: usize, linear: u64, host: u64) {
+        self.jump_fills += 1;
         let index = linear as usize % JUMP_ENTRIES;
+        let before = context.jumps[slot][index];
+        let other = before.tag.wrapping_neg();
+        if before.tag != 0 && other != linear {
+            let second = second_index(other);
+            self.put_jump(context, JUMP_CACHES + slot, second, other, before.host);
+        }
+        self.put_jump(context, slot, index, linear, host);
+    }
+
+    fn put_jump(
+        &mut self,
+        context: &mut Context,
+        table: usize,
+        index: usize,
+        linear: u64,
+        host: u64,
+    ) {
         // Entry 0 stands for "look up nothing" while somebody rings.
         if index == 0 {
             return;
         }
-        let cache = &mut context.jumps[slot];
-        cache.tags[index] = linear.wrapping_neg();
-        cache.hosts[index] = host;
-        self.jump_fills += 1;
+        let tag = linear.wrapping_neg();
+        let entry = &mut context.jumps[table][index];
+        let before = std::mem::replace(entry, JumpEntry { tag, host });
         if linear >> 63 == 0 {
             let (word, bit) = page_bit(linear);
             self.jump_pages[word] |= bit;
         }
-        let list = &mut self.jumps[half(linear)];
-        if list.len() == LISTED_MAX {
-            self.forget_jumps(context);
-        } else {
-            list.push((slot as u8, index as u16));
+        // One that is in use is listed already, under the half that it was in.
+        let is_listed = before.tag != 0 && half(before.tag.wrapping_neg()) == half(linear);
+        if !is_listed {
+            self.jumps[half(linear)].push((table as u8, index as u16));
+            if self.jumps[half(linear)].len() > JUMPS_MAX {
+                self.forget_jumps(context);
+            }
         }
     }
 
     /// Where jumps to `linear` go, if that is known.
     pub(crate) fn jump(&self, context: &Context, slot: usize, linear: u64) -> Option<u64> {
-        let index = linear as usize % JUMP_ENTRIES;
-        let cache = &context.jumps[slot];
-        (index != 0 && cache.tags[index] == linear.wrapping_neg()).then(|| cache.hosts[index])
+        let first = (slot, linear as usize % JUMP_ENTRIES);
+        let second = (JUMP_CACHES + slot, second_index(linear));
+        let found = [first, second].into_iter().find_map(|(table, index)| {
+            let entry = context.jumps[table][index];
+            (index != 0 && entry.tag == linear.wrapping_neg()).then_some(entry.host)
+        });
+        found
     }
 
     /// Forgets all pages and jumps.
@@ -108,7 +145,7 @@ impl Lookup {
             context.tlb[usize::from(view)][usize::from(index)] = TlbEntry::empty(index.into());
         }
         for (slot, index) in self.jumps[half].drain(..) {
-            context.jumps[usize::from(slot)].tags[usize::from(index)] = 0;
+            context.jumps[usize::from(slot)][usize::from(index)].tag = 0;
         }
         if half == 0 {
             self.jump_pages = [0; 8];
@@ -127,7 +164,7 @@ impl Lookup {
         }
         let page = linear >> 12;
         self.jumps[half(linear)].retain(|(slot, index)| {
-            let tag = &mut context.jumps[usize::from(*slot)].tags[usize::from(*index)];
+            let tag = &mut context.jumps[usize::from(*slot)][usize::from(*index)].tag;
             let is_there = tag.wrapping_neg() >> 12 == page;
             if is_there {
                 *tag = 0;
@@ -146,10 +183,9 @@ impl Lookup {
 
     /// Forgets all jumps: host addresses are about to be given to other code.
     pub(crate) fn forget_jumps(&mut self, context: &mut Context) {
-        for cache in context.jumps.iter_mut().take(JUMP_CACHES) {
-            cache.tags.fill(0);
+        for (slot, index) in self.jumps.iter_mut().flat_map(|list| list.drain(..)) {
+            context.jumps[usize::from(slot)][usize::from(index)].tag = 0;
         }
-        self.jumps = Default::default();
         self.jump_pages = [0; 8];
     }
 
@@ -161,10 +197,10 @@ impl Lookup {
     ) {
         for list in &mut self.jumps {
             list.retain(|(slot, index)| {
-                let cache = &mut context.jumps[usize::from(*slot)];
-                let stale = is_stale(cache.hosts[usize::from(*index)]);
+                let entry = &mut context.jumps[usize::from(*slot)][usize::from(*index)];
+                let stale = is_stale(entry.host);
                 if stale {
-                    cache.tags[usize::from(*index)] = 0;
+                    entry.tag = 0;
                 }
                 !stale
             });

@@ -1,12 +1,12 @@
 //! The translations of a vCPU: making, finding, linking and dropping them.
 
-use crate::asm::{Asm, NOT_EQUAL, RCX, relative};
+use crate::asm::{Asm, Mem, NOT_EQUAL, RCX, Reg, relative};
 use crate::block::{Block, BlockId, Blocks, Key};
 use crate::code_memory::CodeMemory;
-use crate::context::{Context, field, spill_slot};
+use crate::context::{Context, JUMP_CACHES, field, jump_fields, spill_slot};
 use crate::emit::{Emitted, Emitter, Gates};
 use crate::gate::{self, Reason};
-use crate::lookup::Lookup;
+use crate::lookup::{Lookup, SECOND_ROTATION};
 use crate::mode::Mode;
 use crate::perf_map::PerfMap;
 use crate::plan::{Classifier, Insn, Plan};
@@ -71,18 +71,23 @@ impl Store {
             asm.jmp_field(gate);
             here
         };
-        let gates = Gates {
+        let mut gates = Gates {
             link: trampoline(Some(Reason::Link), field!(assist_gate)),
-            indirect: trampoline(Some(Reason::Indirect), field!(assist_gate)),
+            indirect: [0; JUMP_CACHES],
             callout: trampoline(Some(Reason::Callout), field!(assist_gate)),
             miss: trampoline(Some(Reason::Memory), field!(assist_gate)),
             vectors: trampoline(None, field!(vectors_gate)),
         };
+        let unknown = trampoline(Some(Reason::Indirect), field!(assist_gate));
+        for (slot, gate) in gates.indirect.iter_mut().enumerate() {
+            *gate = asm.here();
+            ask_second_cache(&mut asm, slot, unknown);
+        }
         let first = asm.here().next_multiple_of(ALIGNMENT);
         memory.write(0, &asm.code);
         // Entry 0 matches address 0, and everything while somebody rings.
         for cache in &mut context.jumps {
-            cache.hosts[0] = memory.address(gates.indirect) as u64;
+            cache[0].host = memory.address(unknown) as u64;
         }
         Ok(Self {
             memory,
@@ -284,6 +289,37 @@ impl Store {
         self.used = self.first;
         lookup.forget_jumps(context);
     }
+}
+
+/// Goes to the context's `pc` if the second jump cache of `slot` has it, else to `unknown`. All
+/// registers are the guest's.
+fn ask_second_cache(asm: &mut Asm, slot: usize, unknown: usize) {
+    const RAX: Reg = 0;
+    const RDX: Reg = 2;
+    let (tags, hosts) = jump_fields(JUMP_CACHES + slot);
+    let restore = |asm: &mut Asm| {
+        asm.load_field(RCX, field!(saved_rcx));
+        asm.load_field(RAX, field!(saved_other));
+        asm.load_field(RDX, field!(target));
+    };
+    asm.store_field(field!(saved_rcx), RCX);
+    asm.store_field(field!(saved_other), RAX);
+    asm.store_field(field!(target), RDX);
+    asm.load_field(RDX, field!(pc));
+    asm.rotate_right(RAX, RDX, SECOND_ROTATION);
+    asm.lea(RAX, Mem::sum(RAX, RDX, 0));
+    asm.pext(RAX, RAX, field!(jump_mask));
+    asm.lea(RAX, Mem::sum(RAX, RAX, 0));
+    asm.load_gs(RCX, Mem::scaled(RAX, 3, tags));
+    asm.lea(RCX, Mem::sum(RCX, RDX, 0));
+    let hit = asm.jrcxz();
+    restore(asm);
+    asm.jmp(unknown);
+    asm.land(hit);
+    asm.load_gs(RCX, Mem::scaled(RAX, 3, hosts));
+    asm.store_field(field!(jump), RCX);
+    restore(asm);
+    asm.jmp_field(field!(jump));
 }
 
 /// Jumps to `leave` if somebody wants attention.

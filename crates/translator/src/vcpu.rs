@@ -455,10 +455,16 @@ impl TranslatorVcpu {
         self.take_registers(scratch);
         let rip = self.address(key.linear, key.mode, site.at.into());
         self.core.set_rip(rip);
-        if let Some(strings) = site.strings {
-            self.look_up_strings(strings, key.mode);
+        let before = *self.core.gpr();
+        self.core.run_instruction()?;
+        if let Some(strings) = site.strings
+            && before[1] != 0
+            && self.core.rip() != rip
+            && Mode::now(&self.core.mode()) == Some(key.mode - Mode::SINGLE)
+        {
+            self.look_up_strings(strings, key.mode, before[6], before[7]);
         }
-        self.core.run_instruction()
+        Ok(())
     }
 
     /// Whether translated code may go on at `offset` of the page of a block, after the interpreter
@@ -534,12 +540,11 @@ impl TranslatorVcpu {
         self.core.set_kernel_gs_base(context.kernel_gs_base);
     }
 
-    /// Lets the next STOS or MOVS there find its pages in the TLB.
-    fn look_up_strings(&mut self, strings: Strings, mode: Mode) {
-        let (rsi, rdi) = (self.core.gpr()[6], self.core.gpr()[7]);
-        let wanted = [(rdi, true), (rsi, false)];
-        for (linear, write) in wanted.into_iter().take(1 + usize::from(strings.moves)) {
-            if let Some(page) = self.core.data_page(linear, write) {
+    /// Lets the next STOS or MOVS find the pages in the TLB that this one used.
+    fn look_up_strings(&mut self, strings: Strings, mode: Mode, rsi: u64, rdi: u64) {
+        // What was written is dirty already: to look whether it may be written sets no bit.
+        for linear in [rdi, rsi].into_iter().take(1 + usize::from(strings.moves)) {
+            if let Some(page) = self.core.data_page(linear, false) {
                 let host = self.ram + page.offset as u64;
                 self.lookup
                     .fill(&mut self.context, mode.view(), linear, host, page.writable);

@@ -3,11 +3,10 @@
 use super::{Cold, Emitter, full_width};
 use crate::asm::{Mem, RCX, Reg};
 use crate::block::{Exit, NO_SITE};
-use crate::context::{JUMP_CACHES, JumpCache, field, spill_slot};
+use crate::context::{field, jump_fields, spill_slot};
 use crate::mode::Mode;
 use crate::plan::{Access, Insn};
 use iced_x86::{Code, OpKind};
-use std::mem::offset_of;
 
 impl Emitter<'_> {
     /// Whether a jump to `target` may be linked: it stays in the page, or in the upper half of a
@@ -74,14 +73,12 @@ impl Emitter<'_> {
     /// whose effects must then be undone, raises #GP.
     fn indirect(&mut self, site: Option<u8>) {
         let (t0, t1) = (self.temporary(0), self.temporary(1));
-        let cache = offset_of!(crate::context::Context, jumps)
-            + self.plan.mode.slot() % JUMP_CACHES * size_of::<JumpCache>();
-        let tags = (cache + offset_of!(JumpCache, tags)) as i32;
-        let hosts = (cache + offset_of!(JumpCache, hosts)) as i32;
+        let (tags, hosts) = jump_fields(self.plan.mode.slot());
         let last = 1 << t0 | 1 << t1 | 1 << RCX;
         self.restore(self.plan.scratch_mask() & !last);
         self.asm.store_field(field!(pc), t0);
         self.asm.pext(t1, t0, field!(jump_mask));
+        self.asm.lea(t1, Mem::sum(t1, t1, 0));
         self.borrow_rcx();
         self.asm.load_gs(RCX, Mem::scaled(t1, 3, tags));
         self.asm.lea(RCX, Mem::sum(RCX, t0, 0));
@@ -89,7 +86,7 @@ impl Emitter<'_> {
         self.leave_registers(t0, t1);
         let argument = site.map_or(NO_SITE, |site| self.argument(site));
         self.asm.store_field_imm(field!(argument), argument);
-        self.asm.jmp(self.gates.indirect);
+        self.asm.jmp(self.gates.indirect[self.plan.mode.slot()]);
         self.asm.land(hit);
         self.asm.load_gs(RCX, Mem::scaled(t1, 3, hosts));
         self.asm.store_field(field!(jump), RCX);

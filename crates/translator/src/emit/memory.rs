@@ -69,10 +69,10 @@ impl Emitter<'_> {
     fn high_byte(&mut self, instruction: &Instruction, operand: u32, register: Reg) {
         let mut low = *instruction;
         low.set_op_register(operand, Register::AL + u32::from(register));
-        self.asm.rotate_right(register, 8);
+        self.asm.rotate_right(register, register, 8);
         let done = self.encode(&low);
         assert!(done, "no encoding for {low}");
-        self.asm.rotate_right(register, 56);
+        self.asm.rotate_right(register, register, 56);
     }
 
     /// Checks the access of `insn`'s memory operand and says where on the host it is.
@@ -113,7 +113,13 @@ impl Emitter<'_> {
                 ),
             };
             let (range, write) = (group.range, group.write);
+            let first = i64::from(group.first);
             self.check(number, insn, address, range, write, &wanted, true);
+            if insn.class.is_memory() {
+                let disp = insn.instruction.memory_displacement64() as i64;
+                let site = self.sites.last_mut().expect("the check made one");
+                site.skew = (disp - first) as u16;
+            }
         }
         let disp = if insn.class.is_memory() {
             insn.instruction.memory_displacement64() as i32
@@ -481,4 +487,21 @@ fn high_byte(instruction: &Instruction) -> Option<(u32, Reg)> {
         let number = high.iter().position(|h| is_register && *h == register)?;
         Some((operand, number as Reg))
     })
+}
+
+/// The alignment that `instruction` demands of what it writes, if nothing else allows it not to be
+/// aligned; 1 of reads.
+pub(super) fn alignment(instruction: &Instruction) -> u8 {
+    use iced_x86::Mnemonic as M;
+    if instruction.op0_kind() != OpKind::Memory {
+        return 1;
+    }
+    match instruction.mnemonic() {
+        M::Movaps | M::Movapd | M::Movdqa | M::Movntps | M::Movntpd | M::Movntdq => 16,
+        M::Vmovaps | M::Vmovapd | M::Vmovdqa | M::Vmovntps | M::Vmovntpd | M::Vmovntdq => {
+            instruction.memory_size().size() as u8
+        }
+        M::Cmpxchg16b => 16,
+        _ => 1,
+    }
 }

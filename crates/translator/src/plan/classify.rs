@@ -512,10 +512,11 @@ fn address_is_plain(instruction: &Instruction, mode: Mode) -> bool {
     let (base, index) = (instruction.memory_base(), instruction.memory_index());
     let width = if mode.is_32bit() { 4 } else { 8 };
     let fits = |r: Register| r == Register::None || r.is_gpr() && r.size() == width;
-    let plain = fits(base) && fits(index) || base == Register::RIP && index == Register::None;
     // FS and GS have limits in 32-bit code.
     let segment = instruction.memory_segment();
     let is_based = matches!(segment, Register::FS | Register::GS);
+    let relative = base == Register::RIP && index == Register::None && !is_based;
+    let plain = fits(base) && fits(index) || relative;
     // An absolute address of 32 bits in 64-bit code may be a 16- or 32-bit one that was cut.
     let absolute = base == Register::None && index == Register::None;
     plain
