@@ -10,10 +10,15 @@ use crate::op::Op;
 use memory::PAGE_SHIFT;
 use std::collections::HashMap;
 
-/// Hash slots for blocks.
-const SLOTS: usize = 1 << 16;
+/// Hash slots for blocks: as many at first, and at most. A vCPU that another engine borrows
+/// executes little, and takes little memory then.
+const SLOTS_MIN: usize = 1 << 10;
+const SLOTS_MAX: usize = 1 << 16;
 /// Instructions that are kept; when they are used up, everything is decoded anew.
 const OPS_MAX: usize = 1 << 20;
+/// As many may belong to blocks that are no longer there, or are as many as those that are: then
+/// everything is decoded anew too.
+const OPS_DEAD_MIN: usize = 1 << 14;
 
 /// How much a block holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,8 +52,13 @@ const EMPTY: Block = Block {
 
 /// A vCPU's blocks.
 pub(crate) struct Cache {
+    /// A power of two of them.
     slots: Box<[Block]>,
+    /// How many blocks were put into `slots` since it was made or cleared.
+    inserted: usize,
     ops: Vec<Op>,
+    /// How many of `ops` belong to no block that can be found.
+    dead: usize,
     /// Slots of the blocks that have bytes in a page.
     by_page: HashMap<usize, Vec<u32>>,
     pub(crate) decoded: u64,
@@ -57,24 +67,30 @@ pub(crate) struct Cache {
 }
 
 fn key(offset: usize, size: CodeSize, extent: Extent) -> u64 {
-    offset as u64 | kind(size, extent) << 60
+    // The kind tells apart blocks that begin at one place.
+    let kind = size as u64 | (extent as u64) << 2;
+    offset as u64 | kind << KIND_SHIFT
 }
 
-/// Tells apart blocks that begin at one place.
-fn kind(size: CodeSize, extent: Extent) -> u64 {
-    size as u64 | (extent as u64) << 2
-}
+/// Where the kind of a block begins in its key: above the offset.
+const KIND_SHIFT: u32 = 60;
 
-/// Blocks of several kinds that begin at one place may all be kept.
-fn slot(offset: usize, size: CodeSize, extent: Extent) -> usize {
-    (offset ^ offset >> 16 ^ (kind(size, extent) as usize) << 13) % SLOTS
+impl Block {
+    /// The pages that it has bytes in.
+    fn pages(&self) -> impl Iterator<Item = usize> + use<> {
+        let offset = self.key & !(u64::MAX << KIND_SHIFT);
+        let second = self.second_page.map(|p| p as usize);
+        std::iter::once(offset as usize >> PAGE_SHIFT).chain(second)
+    }
 }
 
 impl Cache {
     pub(crate) fn new() -> Self {
         Self {
-            slots: vec![EMPTY; SLOTS].into(),
+            slots: vec![EMPTY; SLOTS_MIN].into(),
+            inserted: 0,
             ops: Vec::new(),
+            dead: 0,
             by_page: HashMap::new(),
             decoded: 0,
             invalidated: 0,
@@ -82,11 +98,20 @@ impl Cache {
         }
     }
 
+    /// Where the block with `key` is, if it is there. Blocks of several kinds that begin at one
+    /// place may all be kept.
+    #[inline(always)]
+    fn slot(&self, key: u64) -> usize {
+        // The kind goes to bits 7 to 9, which are in use with the least slots too.
+        let hash = key ^ key >> 16 ^ key >> KIND_SHIFT << 7;
+        hash as usize & (self.slots.len() - 1)
+    }
+
     /// The block at `offset` of guest memory.
     #[inline(always)]
     pub(crate) fn find(&self, offset: usize, size: CodeSize, extent: Extent) -> Option<&Block> {
         let key = key(offset, size, extent);
-        let block = &self.slots[slot(offset, size, extent)];
+        let block = &self.slots[self.slot(key)];
         (block.key == key).then_some(block)
     }
 
@@ -107,18 +132,39 @@ impl Cache {
     ) -> Block {
         let key = key(offset, size, extent);
         let block = self.append(key, decoded);
-        let slot = slot(offset, size, extent);
+        if self.inserted >= self.slots.len() / 4 && self.slots.len() < SLOTS_MAX {
+            self.grow();
+        }
+        self.place(block);
+        block
+    }
+
+    fn place(&mut self, block: Block) {
+        let slot = self.slot(block.key);
+        self.inserted += 1;
+        self.dead += usize::from(self.slots[slot].len);
         self.slots[slot] = block;
-        let second = block.second_page.map(|p| p as usize);
-        for page in std::iter::once(offset >> PAGE_SHIFT).chain(second) {
+        for page in block.pages() {
             self.by_page.entry(page).or_default().push(slot as u32);
         }
-        block
+    }
+
+    /// Makes room for four times as many blocks.
+    fn grow(&mut self) {
+        let slots = vec![EMPTY; 4 * self.slots.len()].into();
+        let blocks = std::mem::replace(&mut self.slots, slots);
+        self.inserted = 0;
+        self.by_page.clear();
+        for block in blocks.into_iter().filter(|b| b.key != EMPTY.key) {
+            self.place(block);
+        }
     }
 
     /// Keeps `decoded` until it was executed: nobody will find it.
     pub(crate) fn insert_once(&mut self, decoded: &Decoded) -> Block {
-        self.append(EMPTY.key, decoded)
+        let block = self.append(EMPTY.key, decoded);
+        self.dead += usize::from(block.len);
+        block
     }
 
     fn append(&mut self, key: u64, decoded: &Decoded) -> Block {
@@ -127,7 +173,8 @@ impl Cache {
             bytes,
             second_page,
         } = decoded;
-        if self.ops.len() + ops.len() > OPS_MAX {
+        let alive = self.ops.len() - self.dead;
+        if self.ops.len() + ops.len() > OPS_MAX || self.dead > alive.max(OPS_DEAD_MIN) {
             self.clear();
         }
         let first = self.ops.len() as u32;
@@ -147,7 +194,8 @@ impl Cache {
     pub(crate) fn invalidate(&mut self, page: usize) {
         for slot in self.by_page.remove(&page).unwrap_or_default() {
             self.invalidated += 1;
-            self.slots[slot as usize] = EMPTY;
+            let block = std::mem::replace(&mut self.slots[slot as usize], EMPTY);
+            self.dead += usize::from(block.len);
         }
     }
 
@@ -155,7 +203,9 @@ impl Cache {
     pub(crate) fn clear(&mut self) {
         self.flushes += 1;
         self.slots.fill(EMPTY);
+        self.inserted = 0;
         self.ops.clear();
+        self.dead = 0;
         self.by_page.clear();
     }
 }
@@ -202,6 +252,43 @@ mod tests {
             assert!(cache.find(0x1ffe, CodeSize::Bits64, Extent::Run).is_none());
             assert!(cache.find(0x3000, CodeSize::Bits64, Extent::Run).is_some());
         }
+    }
+
+    #[test]
+    fn blocks_stay_while_the_table_grows() {
+        let mut cache = Cache::new();
+        let place = |i: usize| 0x1000 + i * 24;
+        let count = SLOTS_MAX / 4;
+        for i in 0..count {
+            cache.insert(place(i), CodeSize::Bits64, Extent::Run, &decoded(1, None));
+        }
+        assert_eq!(cache.slots.len(), SLOTS_MAX);
+        let found = |cache: &Cache| {
+            let is_there = |i: &usize| {
+                let block = cache.find(place(*i), CodeSize::Bits64, Extent::Run);
+                block.is_some_and(|b| cache.ops(b).len() == 1)
+            };
+            (0..count).filter(is_there).count()
+        };
+        // Some share a slot.
+        assert!(found(&cache) > count / 2);
+        for page in 0..=place(count) >> PAGE_SHIFT {
+            cache.invalidate(page);
+        }
+        assert_eq!(found(&cache), 0);
+        assert_eq!(cache.dead, cache.ops.len());
+    }
+
+    #[test]
+    fn what_is_dropped_again_and_again_takes_no_more_memory() {
+        let mut cache = Cache::new();
+        cache.insert(0x5000, CodeSize::Bits64, Extent::Run, &decoded(9, None));
+        for _ in 0..OPS_MAX / 16 {
+            cache.insert(0x1000, CodeSize::Bits64, Extent::Run, &decoded(16, None));
+            cache.invalidate(1);
+            cache.insert_once(&decoded(16, None));
+        }
+        assert!(cache.ops.len() <= 2 * OPS_DEAD_MIN);
     }
 
     #[test]
