@@ -7,6 +7,7 @@ use crate::program::ins::{
 };
 use crate::program::{Label, Piece, Program};
 use iced_x86::{Code, Instruction, MemoryOperand, Register};
+use x86::Rflags;
 
 /// The handlers' code, and where its parts are.
 pub(crate) struct Handlers {
@@ -161,6 +162,7 @@ impl Builder {
         for register in [ax, cx, dx] {
             self.add(push(register));
         }
+        self.forget_flags();
         self.reserve(stop);
         for n in 0..7 {
             self.add(load(ax, at(sp, (3 + n) * word)));
@@ -173,14 +175,8 @@ impl Builder {
         };
         self.add(Instruction::with2(control, ax, Register::CR2).expect("MOV from CR2"));
         self.add(store(at(cx, 56), ax));
-        // Traps have their next instruction on the stack: #DB, #BP, #OF, INT n.
-        self.add(load(ax, at(sp, 3 * word)));
-        for trap in [1, 3, 4] {
-            self.add(compare(ax, trap));
-            self.je(done);
-        }
-        self.add(compare(ax, 32));
-        self.jae(done);
+        // Traps have their next instruction on the stack.
+        self.if_trap(done);
         // Faults go on behind the instruction.
         self.add(load(ax, at(sp, 5 * word)));
         self.add(set(dx, self.mode.code()));
@@ -215,6 +211,31 @@ impl Builder {
             self.add(pop(register));
         }
         self.jmp(end);
+    }
+
+    /// Jumps to `target` if the vector on the stack is a trap's: #DB, #BP, #OF, INT n. Changes AX.
+    fn if_trap(&mut self, target: Label) {
+        let ax = self.ax;
+        self.add(load(ax, at(self.sp, 3 * self.word)));
+        for trap in [1, 3, 4] {
+            self.add(compare(ax, trap));
+            self.je(target);
+        }
+        self.add(compare(ax, 32));
+        self.jae(target);
+    }
+
+    /// Clears the arithmetic flags in what a fault has pushed. An engine may have dropped them when
+    /// the instruction, or what follows it, would overwrite them before anybody reads them; an
+    /// operating system that returns to the instruction can't tell. Changes AX.
+    fn forget_flags(&mut self) {
+        let trap = self.program.label();
+        self.if_trap(trap);
+        let pushed = at(self.sp, 7 * self.word);
+        let others = !(Rflags::STATUS.bits() as u32);
+        let and = Instruction::with2(Code::And_rm32_imm32, pushed, others);
+        self.add(and.expect("an operand in memory"));
+        self.program.mark(trap);
     }
 
     fn interrupt_return(&mut self) {

@@ -100,6 +100,9 @@ impl Pair {
     /// What differs when both run `program`; `None` if it has no machine code.
     pub(crate) fn differences(&mut self, trial: &Trial, program: &Program) -> Option<Vec<String>> {
         let [tested, reference] = self.outcomes(trial, program)?;
+        if [&tested, &reference].map(|outcome| &outcome.end) == [&End::TimedOut; 2] {
+            return Some(Vec::new());
+        }
         Some(compare::differences(&trial.scene, &tested, &reference))
     }
 
@@ -124,10 +127,12 @@ impl Pair {
         let Some([tested, reference]) = self.outcomes(trial, program) else {
             return Ok(Checked::Unencodable);
         };
+        if [&tested, &reference].map(|outcome| &outcome.end) == [&End::TimedOut; 2] {
+            return Ok(Checked::Endless);
+        }
         let found = compare::differences(&trial.scene, &tested, &reference);
         if found.is_empty() {
             return Ok(match reference.end {
-                End::TimedOut => Checked::Endless,
                 End::Shutdown => Checked::Shutdown,
                 _ => Checked::Same,
             });

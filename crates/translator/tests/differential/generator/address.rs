@@ -1,7 +1,8 @@
 //! Memory operands.
 
 use super::writer::{SP, Writer};
-use crate::layout::PAGE;
+use crate::layout::{PAGE, PROGRAM_MEMORY, PROGRAM_MEMORY_BYTES};
+use crate::scene::Page;
 use crate::tables::{PRESENT, USER, WRITABLE};
 use iced_x86::{MemoryOperand, Register};
 
@@ -100,13 +101,24 @@ impl Writer<'_> {
         }
     }
 
-    /// Whether the program may read and write at `address` without a fault, and it is memory.
-    fn is_usable(&self, address: u64) -> bool {
-        let page = self.scene.windows.iter().find_map(|window| {
+    /// The page of a window that holds `address`.
+    fn page(&self, address: u64) -> Option<&Page> {
+        self.scene.windows.iter().find_map(|window| {
             let page = address.checked_sub(window.linear)? / PAGE;
             window.pages.get(page as usize)
-        });
-        let Some(page) = page else {
+        })
+    }
+
+    /// Whether `address` is not a device's.
+    pub(super) fn is_memory(&self, address: u64) -> bool {
+        let memory = PROGRAM_MEMORY..PROGRAM_MEMORY + PROGRAM_MEMORY_BYTES;
+        self.page(address)
+            .is_none_or(|page| memory.contains(&page.gpa))
+    }
+
+    /// Whether the program may read and write at `address` without a fault.
+    fn is_usable(&self, address: u64) -> bool {
+        let Some(page) = self.page(address) else {
             let large = self.scene.large.unwrap_or(u64::MAX);
             return !self.mode().is_user()
                 && (large..large.saturating_add(0x8_0000)).contains(&address);

@@ -142,6 +142,8 @@ impl Writer<'_> {
             let operand =
                 MemoryOperand::with_base_index_scale(writer.wide(base), writer.wide(index), scale);
             writer.raw(Instruction::with1(code, operand).expect("JMP"));
+            // If the table is not aligned, and must be.
+            writer.jump(end);
             writer.place(table);
             for &place in &places {
                 writer.push(Piece::Word(place));

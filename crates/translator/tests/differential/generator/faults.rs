@@ -110,6 +110,7 @@ impl Writer<'_> {
         let stack = self.known[SP].expect("the stack pointer is known between units");
         let back = self.program.label();
         let recovery = self.mode().control(RECOVERY);
+        let word = i64::from(self.program.bits / 8);
         self.grouped(|writer| {
             let number = writer.free();
             let wide = writer.wide(number);
@@ -132,6 +133,8 @@ impl Writer<'_> {
             }
             writer.place(back);
             let pointer = writer.wide(SP);
+            // A CALL that raises #GP may have written its return address, below the stack.
+            writer.raw(ins::store(ins::at(pointer, -word), wide));
             writer.raw(ins::set(pointer, stack));
         });
     }

@@ -1,4 +1,7 @@
 //! Self-modifying code.
+//!
+//! What is written never reads an arithmetic flag that the code before it did not: such flags may
+//! be gone when an instruction that overwrites them is replaced by one that reads them.
 
 use super::writer::{SP, Writer};
 use crate::program::{Label, Link, ins};
@@ -13,9 +16,16 @@ enum Kind {
     Single,
     /// An opcode of arithmetic.
     Opcode,
-    /// A short jump's condition.
-    Condition,
+    /// A short jump's condition, one of these.
+    Condition(&'static [u8]),
 }
+
+/// Opcodes of conditional short jumps, each of which reads some of the flags that the last reads:
+/// CF and ZF; ZF, SF and OF.
+const CONDITIONS: [&[u8]; 2] = [
+    &[0x72, 0x73, 0x74, 0x75, 0x77, 0x76],
+    &[0x70, 0x71, 0x74, 0x75, 0x78, 0x79, 0x7c, 0x7d, 0x7f, 0x7e],
+];
 
 /// What is written.
 struct Patch {
@@ -32,8 +42,9 @@ impl Writer<'_> {
     /// through this mapping or another one.
     pub(super) fn modify(&mut self) {
         let target = self.program.label();
-        let kinds = [Kind::Immediate, Kind::Single, Kind::Opcode, Kind::Condition];
         self.grouped(|writer| {
+            let conditions = Kind::Condition(writer.random.one_of(&CONDITIONS));
+            let kinds = [Kind::Immediate, Kind::Single, Kind::Opcode, conditions];
             let kind = writer.random.one_of(&kinds);
             let patch = writer.patch(kind);
             let through_alias = writer.random.percent(30);
@@ -73,16 +84,16 @@ impl Writer<'_> {
                 bytes: 1,
                 value: self.random.one_of(&[0x90, 0xf5, 0xf8, 0xf9]),
             },
-            // ADD, ADC, SUB, XOR r32, r32.
+            // ADD, ADC, SBB, SUB, XOR r32, r32.
             Kind::Opcode => Patch {
                 offset: 0,
                 bytes: 1,
-                value: self.random.one_of(&[0x01, 0x11, 0x29, 0x31]),
+                value: self.random.one_of(&[0x01, 0x11, 0x19, 0x29, 0x31]),
             },
-            Kind::Condition => Patch {
+            Kind::Condition(codes) => Patch {
                 offset: 0,
                 bytes: 1,
-                value: 0x70 + (random & 15),
+                value: self.random.one_of(codes).into(),
             },
         }
     }
@@ -107,14 +118,17 @@ impl Writer<'_> {
                 self.program_bytes(&bytes);
             }
             Kind::Single => self.program_bytes(&[0x90; 4]),
-            // add r32, r32
+            // adc r32, r32
             Kind::Opcode => {
                 let other = self.random.below(8) as u8;
-                self.program_bytes(&[0x01, 0xc0 | other << 3 | low]);
+                self.program_bytes(&[0x11, 0xc0 | other << 3 | low]);
                 self.define_flags();
             }
-            // jz over add r32, r32
-            Kind::Condition => self.program_bytes(&[0x74, 2, 0x01, 0xc0 | low << 3 | low]),
+            // jcc over add r32, r32
+            Kind::Condition(codes) => {
+                let last = codes[codes.len() - 1];
+                self.program_bytes(&[last, 2, 0x01, 0xc0 | low << 3 | low]);
+            }
         }
     }
 

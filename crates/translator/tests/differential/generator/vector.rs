@@ -8,6 +8,46 @@ use iced_x86::{Code, Instruction};
 /// Bits of MXCSR that a program sets: exceptions, masks, rounding, denormals and flushing.
 const MXCSR_MASKED: u32 = 0x1f80;
 
+/// An image of these units' state in memory.
+struct Area {
+    save: Code,
+    load: Code,
+    bytes: u64,
+    alignment: u64,
+    /// Where the x87 opcode, instruction pointer and operand pointer are (SDM vol. 1, 8.1.10 and
+    /// 10.5.1.1): offsets of 16-bit words.
+    pointers: &'static [u64],
+}
+
+const FXSAVE: Area = Area {
+    save: Code::Fxsave_m512byte,
+    load: Code::Fxrstor_m512byte,
+    bytes: 512,
+    alignment: 16,
+    pointers: &[6, 8, 10, 12, 14, 16, 18, 20, 22],
+};
+
+const FXSAVE64: Area = Area {
+    save: Code::Fxsave64_m512byte,
+    load: Code::Fxrstor64_m512byte,
+    ..FXSAVE
+};
+
+const FNSTENV: Area = Area {
+    save: Code::Fnstenv_m28byte,
+    load: Code::Fldenv_m28byte,
+    bytes: 28,
+    alignment: 1,
+    pointers: &[12, 14, 16, 18, 20, 22, 24],
+};
+
+const FNSAVE: Area = Area {
+    save: Code::Fnsave_m108byte,
+    load: Code::Frstor_m108byte,
+    bytes: 108,
+    ..FNSTENV
+};
+
 impl Writer<'_> {
     /// A vector or x87 instruction.
     pub(super) fn vector(&mut self) {
@@ -40,12 +80,10 @@ impl Writer<'_> {
         self.grouped(|writer| match writer.random.below(8) {
             0 => writer.load_mxcsr(),
             1 => writer.load_control(),
-            2 => writer.area(Code::Fxsave_m512byte, Code::Fxrstor_m512byte, 512, 16),
-            3 if writer.is_64bit() => {
-                writer.area(Code::Fxsave64_m512byte, Code::Fxrstor64_m512byte, 512, 16);
-            }
-            4 => writer.area(Code::Fnstenv_m28byte, Code::Fldenv_m28byte, 28, 1),
-            5 => writer.area(Code::Fnsave_m108byte, Code::Frstor_m108byte, 108, 1),
+            2 => writer.area(&FXSAVE),
+            3 if writer.is_64bit() => writer.area(&FXSAVE64),
+            4 => writer.area(&FNSTENV),
+            5 => writer.area(&FNSAVE),
             6 => writer.raw(Instruction::with(Code::Fninit)),
             _ => writer.raw(Instruction::with(Code::Emms)),
         });
@@ -81,10 +119,15 @@ impl Writer<'_> {
         self.emit(load);
     }
 
-    /// Saves to an area of `bytes` and perhaps, after something else, loads from there.
-    fn area(&mut self, save: Code, load: Code, bytes: u64, alignment: u64) {
-        let target = self.target(Use::safe(bytes).aligned(alignment));
-        if !target.is_multiple_of(alignment) {
+    /// Saves to memory and perhaps, after something else, loads from there.
+    ///
+    /// The pointers are overwritten at once, since the translator does not have the guest's.
+    fn area(&mut self, area: &Area) {
+        let target = self.target(Use::safe(area.bytes).aligned(area.alignment));
+        // A device would see the pointers.
+        let last = self.cut(target.wrapping_add(area.bytes - 1));
+        let is_memory = self.is_memory(target) && self.is_memory(last);
+        if !target.is_multiple_of(area.alignment) || !is_memory {
             return;
         }
         let place = |writer: &mut Self, code: Code| {
@@ -94,12 +137,17 @@ impl Writer<'_> {
             set_memory(&mut instruction, 0, operand);
             writer.emit(instruction);
         };
-        place(self, save);
+        place(self, area.save);
+        for offset in area.pointers {
+            let operand = self.operand_at(self.cut(target.wrapping_add(*offset)), &[]);
+            let store = Instruction::with2(Code::Mov_rm16_imm16, operand, 0).expect("MOV");
+            self.raw(store);
+        }
         if self.random.percent(60) {
             for _ in 0..self.random.below(3) {
                 self.ungrouped(Self::vector);
             }
-            place(self, load);
+            place(self, area.load);
         }
     }
 }
