@@ -15,6 +15,7 @@ pub(crate) const RSP: Reg = 4;
 /// A condition code, as in Jcc (SDM vol. 2, appendix B.1.4.7).
 pub(crate) type Condition = u8;
 
+pub(crate) const BELOW: Condition = 2;
 pub(crate) const EQUAL: Condition = 4;
 pub(crate) const NOT_EQUAL: Condition = 5;
 pub(crate) const ABOVE: Condition = 7;
@@ -301,6 +302,18 @@ impl Asm {
         self.operand(to, Mem::at(field));
     }
 
+    /// `mulx high, low, gs:[field]`, of RDX: leaves the flags alone. If both are the same register,
+    /// it gets the upper half.
+    pub(crate) fn mulx(&mut self, high: Reg, low: Reg, field: i32) {
+        // VEX.LZ.F2.0F38.W1 F6 /r.
+        self.byte(GS);
+        self.byte(0xc4);
+        self.byte((!(high >> 3) & 1) << 7 | 0x60 | 2);
+        self.byte(0x80 | (!low & 15) << 3 | 3);
+        self.byte(0xf6);
+        self.operand(high, Mem::at(field));
+    }
+
     /// `sarx to, from, count`: leaves the flags alone.
     pub(crate) fn sarx(&mut self, width: Width, to: Reg, from: Reg, count: Reg) {
         // VEX.LZ.F3.0F38.W0/1 F7 /r: the count in vvvv.
@@ -322,6 +335,16 @@ impl Asm {
     /// `not reg`: leaves the flags alone.
     pub(crate) fn not(&mut self, reg: Reg) {
         self.op_registers(Width::W64, 0xf7, 2, reg);
+    }
+
+    /// `lfence`.
+    pub(crate) fn lfence(&mut self) {
+        self.bytes(&[0x0f, 0xae, 0xe8]);
+    }
+
+    /// `rdtsc`.
+    pub(crate) fn rdtsc(&mut self) {
+        self.bytes(&[0x0f, 0x31]);
     }
 
     /// `movsxd to, from`: 32 bits to 64.
@@ -490,6 +513,10 @@ mod tests {
         assert_eq!(text(|a| a.pext(9, 12, 0x50)), "pext r9, r12, gs:[50h]");
         assert_eq!(text(|a| a.pext(1, 1, 0x50)), "pext rcx, rcx, gs:[50h]");
         assert_eq!(text(|a| a.pdep(14, 9, 0x50)), "pdep r14, r9, gs:[50h]");
+        assert_eq!(text(|a| a.mulx(14, 9, 0x50)), "mulx r14, r9, gs:[50h]");
+        assert_eq!(text(|a| a.mulx(0, 1, 0x50)), "mulx rax, rcx, gs:[50h]");
+        assert_eq!(text(Asm::lfence), "lfence");
+        assert_eq!(text(Asm::rdtsc), "rdtsc");
         assert_eq!(text(|a| a.sarx(Width::W64, 9, 2, 13)), "sarx r9, rdx, r13");
         assert_eq!(
             text(|a| a.sarx(Width::W32, 1, 12, 3)),

@@ -226,7 +226,7 @@ impl Hasher for KeyHasher {
         }
     }
 
-    fn write_u8(&mut self, value: u8) {
+    fn write_u16(&mut self, value: u16) {
         self.write_u64(value.into());
     }
 

@@ -107,6 +107,14 @@ pub(crate) struct Context {
     /// Select the offset of a bit in a word.
     pub(crate) bits_of_64: u64,
     pub(crate) bits_of_32: u64,
+    /// How the guest's TSC follows from the host's, if that is not below the floor: as the upper
+    /// half of its product with `tsc_mult`, plus both offsets ([`crate::counter`]).
+    pub(crate) tsc_floor: u64,
+    pub(crate) tsc_mult: u64,
+    pub(crate) machine_offset: u64,
+    pub(crate) tsc_offset: u64,
+    /// What RDTSCP leaves in ECX.
+    pub(crate) tsc_aux: u32,
     /// Selects the bits of an address that index the TLB.
     pub(crate) tlb_mask: u64,
     /// Selects the bits of an address above the offset in a page.

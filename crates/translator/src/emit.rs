@@ -77,6 +77,12 @@ enum Cold {
         site: u8,
         borrowed: Reg,
     },
+    /// The time-stamp counter is not what the guest's follows from.
+    Counter {
+        from: usize,
+        site: u8,
+        restores_rcx: bool,
+    },
     /// A branch to code that is found through the jump cache.
     Distant { from: usize, target: i64 },
 }
@@ -214,6 +220,7 @@ impl<'a> Emitter<'a> {
             Class::PushMemory => self.push_memory(number, insn),
             Class::Access(on) => self.set_access(number, insn, on),
             Class::ReadSegment => self.read_segment(insn),
+            Class::ReadCounter(ordered) => self.read_counter(number, insn, ordered),
             Class::Strings(strings) => self.strings(number, insn, strings),
             Class::BitString(access) => self.bit_string(number, insn, access),
             Class::Callout | Class::End => self.callout(number, insn),
@@ -398,6 +405,11 @@ impl<'a> Emitter<'a> {
                     self.asm.store_field_imm(field!(argument), argument);
                     self.asm.jmp(self.gates.callout);
                 }
+                Cold::Counter {
+                    from,
+                    site,
+                    restores_rcx,
+                } => self.counter_below_floor(from, site, restores_rcx),
                 Cold::Distant { from, target } => {
                     self.asm.set_target(from, self.asm.here());
                     self.distant(target);

@@ -5,6 +5,7 @@ mod assist;
 mod block;
 mod code_memory;
 mod context;
+mod counter;
 mod emit;
 mod gate;
 mod lookup;

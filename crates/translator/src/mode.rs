@@ -6,7 +6,7 @@ use interpreter::View;
 bitflags! {
     /// The state of the CPU for which a block was translated.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-    pub(crate) struct Mode: u8 {
+    pub(crate) struct Mode: u16 {
         /// CPL 3.
         const USER = 1 << 0;
         /// Supervisor code may access user pages (no SMAP, or RFLAGS.AC).
@@ -23,6 +23,10 @@ bitflags! {
         const SMAP = 1 << 7;
         /// Every access is checked by itself. Chosen where a shared check meets a page's end.
         const SINGLE = 1 << 6;
+        /// CR4.TSD is set: the interpreter decides who may read the time-stamp counter.
+        const TSD = 1 << 8;
+        /// The CPU has RDTSCP.
+        const RDTSCP = 1 << 9;
     }
 }
 
@@ -43,6 +47,8 @@ impl Mode {
         now.set(Self::X87, mode.x87);
         now.set(Self::SSE, mode.sse);
         now.set(Self::AVX, mode.avx);
+        now.set(Self::TSD, mode.tsd);
+        now.set(Self::RDTSCP, mode.rdtscp);
         Some(now)
     }
 
@@ -63,7 +69,7 @@ impl Mode {
 
     /// The bits that seldom change, and that no jump cache tells apart.
     pub(crate) fn units(self) -> Self {
-        self & (Self::X87 | Self::SSE | Self::AVX | Self::SMAP)
+        self & (Self::X87 | Self::SSE | Self::AVX | Self::SMAP | Self::TSD | Self::RDTSCP)
     }
 
     /// The mode after STAC (`on`) or CLAC in supervisor code.

@@ -125,6 +125,7 @@ impl Vcpu for TranslatorVcpu {
     fn run(&mut self, platform: &Arc<dyn Platform>) -> Exit {
         let _stands = self.core.begin(platform);
         gate::set_gs(self.context.address());
+        self.take_scale();
         let exit = self.run_on_this_thread();
         self.vectors_to_core();
         self.core.end();
@@ -297,6 +298,7 @@ impl TranslatorVcpu {
         self.counters.attended += 1;
         self.bell.silence();
         let next = self.core.attend();
+        self.take_scale();
         match self.core.apic_deadline() {
             Some(deadline) => {
                 let wait = deadline.saturating_sub(self.core.machine_now());
@@ -519,6 +521,8 @@ impl TranslatorVcpu {
         context.fs_base = self.core.base(SegmentRegister::Fs);
         context.gs_base = self.core.base(SegmentRegister::Gs);
         context.kernel_gs_base = self.core.kernel_gs_base();
+        context.tsc_offset = self.core.tsc_offset();
+        context.tsc_aux = self.core.tsc_aux();
     }
 
     /// Takes the guest's registers out of the context, where those in `scratch` are spilled.

@@ -1,11 +1,14 @@
 //! System instructions that need no help.
 
 use super::{Cold, Emitter};
-use crate::asm::{Mem, RCX, Reg, Width};
+use crate::asm::{BELOW, Mem, RCX, Reg, Width};
 use crate::context::field;
 use crate::mode::Mode;
 use crate::plan::Insn;
 use x86::Rflags;
+
+const RAX: Reg = 0;
+const RDX: Reg = 2;
 
 impl Emitter<'_> {
     /// PUSHFQ: the host's arithmetic flags, and the rest as the context has it.
@@ -48,6 +51,72 @@ impl Emitter<'_> {
         let to = insn.instruction.op0_register().full_register().number() as Reg;
         let segment = insn.instruction.op1_register().number() as i32;
         self.asm.load_field32(to, field!(selectors) + 4 * segment);
+    }
+
+    /// RDTSC, and RDTSCP, which waits until all instructions before it are done. The result is
+    /// what the interpreter's [`clock::Clock::now`] makes of the same counter.
+    pub(super) fn read_counter(&mut self, number: usize, insn: &Insn, is_rdtscp: bool) {
+        let (t0, t1) = (self.temporary(0), self.temporary(1));
+        let site = self.site(number, insn, 0, false);
+        self.asm.store_field(field!(saved_other), RAX);
+        self.asm.store_field(field!(target), RDX);
+        if is_rdtscp {
+            self.asm.lfence();
+        }
+        self.asm.rdtsc();
+        self.asm.rotate_right(RDX, RDX, 32);
+        self.asm.lea(RDX, Mem::sum(RDX, RAX, 0));
+        if insn.flags_live {
+            // The sign of the difference: both are below 2^63.
+            self.asm.load_field(t1, field!(tsc_floor));
+            self.asm.not(t1);
+            self.asm.lea(t0, Mem::sum(RDX, t1, 1));
+            self.asm.mov_imm(t1, 63);
+            self.borrow_rcx();
+            self.asm.sarx(Width::W64, RCX, t0, t1);
+            let hit = self.asm.jrcxz();
+            let from = self.asm.jmp_forward();
+            self.asm.land(hit);
+            self.return_rcx();
+            self.cold.push(Cold::Counter {
+                from,
+                site,
+                restores_rcx: true,
+            });
+        } else {
+            self.asm.mov(t0, RDX);
+            self.asm.sub_gs(t0, Mem::at(field!(tsc_floor)));
+            let from = self.asm.jcc_forward(BELOW);
+            self.cold.push(Cold::Counter {
+                from,
+                site,
+                restores_rcx: false,
+            });
+        }
+        self.asm.mulx(RAX, RAX, field!(tsc_mult));
+        for offset in [field!(machine_offset), field!(tsc_offset)] {
+            self.asm.load_field(t0, offset);
+            self.asm.lea(RAX, Mem::sum(RAX, t0, 0));
+        }
+        self.asm.rotate_right(RDX, RAX, 32);
+        self.asm.lea32(RDX, Mem::base(RDX, 0));
+        self.asm.lea32(RAX, Mem::base(RAX, 0));
+        if is_rdtscp {
+            self.asm.load_field32(RCX, field!(tsc_aux));
+        }
+    }
+
+    /// Cold: [`Emitter::read_counter`] is left to the interpreter.
+    pub(super) fn counter_below_floor(&mut self, from: usize, site: u8, restores_rcx: bool) {
+        self.asm.set_target(from, self.asm.here());
+        if restores_rcx {
+            self.return_rcx();
+        }
+        self.asm.load_field(RAX, field!(saved_other));
+        self.asm.load_field(RDX, field!(target));
+        let argument = self.argument(site);
+        self.asm.store_field_imm(field!(argument), argument);
+        self.asm.jmp(self.gates.callout);
     }
 
     pub(super) fn cli(&mut self) {

@@ -53,6 +53,8 @@ pub(crate) enum Class {
     Access(bool),
     /// MOV from a segment register to a general-purpose one.
     ReadSegment,
+    /// RDTSC, or RDTSCP if `true`.
+    ReadCounter(bool),
     /// STOS or MOVS, with or without REP.
     Strings(Strings),
     /// BT and its kin on a bit string in memory, whose bit offset is in a register.
@@ -351,6 +353,10 @@ fn data_class(
                 && instruction.op0_register().size() >= 4 =>
         {
             return Class::ReadSegment;
+        }
+        M::Rdtsc if !mode.contains(Mode::TSD) => return Class::ReadCounter(false),
+        M::Rdtscp if !mode.contains(Mode::TSD) && mode.contains(Mode::RDTSCP) => {
+            return Class::ReadCounter(true);
         }
         M::Pushfq if full == 8 => return Class::PushFlags,
         M::Bt | M::Bts | M::Btr | M::Btc

@@ -1,0 +1,6 @@
+//! Small programs, made by hand, for what the translator does by itself: they check themselves, or
+//! leave results in registers.
+
+mod code;
+mod guest;
+mod time;
