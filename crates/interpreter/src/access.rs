@@ -483,22 +483,33 @@ impl Cpu {
     }
 
     /// Walks the page tables for `linear` and fills the TLB.
-    pub(crate) fn translate(&mut self, linear: u64, intent: Intent, by: Privilege) -> Result<Part> {
+    fn translate(&mut self, linear: u64, intent: Intent, by: Privilege) -> Result<Part> {
+        self.fill(linear, intent, by).map(|(part, _)| part)
+    }
+
+    /// Walks the page tables for `linear` and fills the TLB. Returns what is there, and whether
+    /// the TLB permits writes to it.
+    pub(crate) fn fill(
+        &mut self,
+        linear: u64,
+        intent: Intent,
+        by: Privilege,
+    ) -> Result<(Part, bool)> {
         let mapping = self.walk(linear, intent, by)?;
         if let Some(gpa) = self.apic_page(mapping.gpa) {
-            return Ok(Part::Device(gpa));
+            return Ok((Part::Device(gpa), false));
         }
         let within = mapping.gpa as usize & (PAGE_SIZE - 1);
         let (page, writable) = match self.memory.page(mapping.gpa) {
             Some((page, Kind::Ram)) => (page, true),
             Some((page, Kind::Rom)) if intent != Intent::Write => (page, false),
-            _ => return Ok(Part::Device(mapping.gpa)),
+            _ => return Ok((Part::Device(mapping.gpa), false)),
         };
         let writable =
             writable && mapping.writable && self.shared.claim_write(self.index, page >> PAGE_SHIFT);
         let view = self.view_of(by);
         self.tlb.fill(view, linear, page, writable, mapping.global);
-        Ok(Part::Ram(page + within))
+        Ok((Part::Ram(page + within), writable))
     }
 
     /// The view that holds what `by` may access. CPL and breakpoints have no say in it.

@@ -214,25 +214,17 @@ impl InterpreterVcpu {
         if view == View::Checked || !cpu.canonical(linear) {
             return None;
         }
-        let found = if write {
-            cpu.tlb.write(view, linear, 1)
-        } else {
-            cpu.tlb.read(view, linear, 1)
-        };
-        let at = match found {
-            Some(at) => at,
-            None => {
-                let (intent, by) = (
-                    if write { Intent::Write } else { Intent::Read },
-                    cpu.privilege(),
-                );
-                match cpu.quietly(|cpu| cpu.translate(linear, intent, by))? {
-                    Part::Ram(at) => at,
-                    Part::Device(_) => return None,
+        let (at, writable) = match cpu.tlb.probe(view, linear) {
+            Some((at, writable)) if writable || !write => (at, writable),
+            _ => {
+                let intent = if write { Intent::Write } else { Intent::Read };
+                let by = cpu.privilege();
+                match cpu.quietly(|cpu| cpu.fill(linear, intent, by))? {
+                    (Part::Ram(at), writable) => (at, writable),
+                    (Part::Device(_), _) => return None,
                 }
             }
         };
-        let writable = cpu.tlb.write(view, linear, 1).is_some();
         (writable || !write).then_some(DataPage {
             offset: at & !(PAGE_SIZE - 1),
             readable: true,

@@ -8,7 +8,7 @@
 //!    guest-physical place until somebody writes there (`shared`).
 //! 3. An `Op` names its handler (`ops`), a function made for just these operand kinds and sizes.
 //! 4. Handlers access memory through `access`: segmentation, then the software TLB (`tlb`), and
-//!    on a miss the page walk (`paging`).
+//!    on a miss the page walk (`paging`), which remembers where tables are (`structures`).
 //! 5. A fault is recorded in the `cpu::Cpu`, and delivered by `events`.
 //!
 //! An engine that runs code of its own may borrow all of this (`borrow`): events, rare
@@ -44,6 +44,7 @@ mod report;
 mod save;
 mod shared;
 mod stack;
+mod structures;
 #[cfg(test)]
 mod testing;
 mod tlb;

@@ -1,6 +1,7 @@
 //! Page walks in all formats: 32-bit, PAE, four and five levels (SDM vol. 3, chapter 5).
 
 use crate::cpu::{Cpu, Result};
+use crate::structures::{Passed, Table};
 use memory::Kind;
 use x86::paging::{Entry, FaultCode};
 use x86::{Cr0, Cr4, Efer, Exception, Rflags, Vector};
@@ -54,13 +55,27 @@ struct Format {
     /// Bits of an index: 10 in the 32-bit format, else 9.
     index_bits: u32,
     /// Bytes of an entry.
-    entry_bytes: u64,
+    entry_bytes: usize,
 }
 
-/// Rights gathered on the way down, and what the last entry maps.
+/// How far down a walk is.
+#[derive(Clone, Copy)]
+struct Step {
+    /// Where in guest memory the table is that is looked into next; `None` if it is elsewhere.
+    table: Option<(usize, Kind)>,
+    /// Where the bits of the linear address begin that index it.
+    shift: u32,
+    /// Rights gathered above it.
+    rights: Entry,
+    /// Whether everything above it is in RAM.
+    in_ram: bool,
+}
+
+/// What the last entry maps, and the rights gathered on the way down to it and there.
 struct Leaf {
     entry: Entry,
-    address: u64,
+    /// Where in guest memory the entry is, if it is in RAM: elsewhere it can't be marked.
+    at: Option<usize>,
     shift: u32,
     rights: Entry,
 }
@@ -78,6 +93,7 @@ impl Cpu {
     ///
     /// # Errors
     /// #PF, with CR2 as its payload.
+    #[inline]
     pub(crate) fn walk(&mut self, linear: u64, intent: Intent, by: Privilege) -> Result<Mapping> {
         if !self.cr0.contains(Cr0::PG) {
             let gpa = linear & 0xffff_ffff;
@@ -88,23 +104,87 @@ impl Cpu {
                 global: false,
             });
         }
+        // What the caches lead to may be stale: it may permit, only the tables themselves forbid.
+        if let Some(leaf) = self.cached_leaf(linear)
+            && self.permits(leaf.rights, intent, by)
+            && let Some(mapping) = self.use_leaf(&leaf, linear, intent, by)
+        {
+            return Ok(mapping);
+        }
+        self.walk_down(linear, intent, by)
+    }
+
+    /// Translates `linear` as [`Cpu::walk`] does, with paging on, for what needs more than a cached
+    /// page table. Only a walk from CR3 finds a fault.
+    #[inline(never)]
+    fn walk_down(&mut self, linear: u64, intent: Intent, by: Privilege) -> Result<Mapping> {
+        let format = self.format();
+        let mut cached = self.cached_directory(linear);
         loop {
-            let cause = match self.find_leaf(linear, true) {
-                Ok(leaf) if !self.permits(&leaf.rights, intent, by) => FaultCode::PROTECTION,
-                Ok(leaf) => match self.use_leaf(&leaf, linear, intent, by) {
-                    Some(mapping) => return Ok(mapping),
-                    None => continue,
-                },
+            let from = cached.take();
+            let is_cached = from.is_some();
+            let mut passed = Passed::default();
+            let found = match from.map_or_else(|| self.root(linear, &format), Ok) {
+                Ok(from) => self.descend(linear, &format, from, Some(&mut passed)),
+                Err(stop) => Err(stop),
+            };
+            let cause = match found {
+                Ok(leaf) if self.permits(leaf.rights, intent, by) => {
+                    if let Some(mapping) = self.use_leaf(&leaf, linear, intent, by) {
+                        self.tlb.structures.keep(linear, &passed);
+                        return Ok(mapping);
+                    }
+                    continue;
+                }
                 Err(Stop::Changed) => continue,
+                Ok(_) => FaultCode::PROTECTION,
                 Err(Stop::NotPresent) => FaultCode::empty(),
                 Err(Stop::Reserved) => FaultCode::PROTECTION | FaultCode::RESERVED,
             };
-            return self.page_fault(linear, intent, by, cause);
+            if !is_cached {
+                return self.page_fault(linear, intent, by, cause);
+            }
         }
+    }
+
+    /// The last entry for `linear`, if the page table that holds it is cached and the entry may be
+    /// used.
+    #[inline(always)]
+    fn cached_leaf(&self, linear: u64) -> Option<Leaf> {
+        let table = self.tlb.structures.table(linear)?;
+        // Only the 32-bit format has other entries than these, and larger tables.
+        let (at, bits) = if self.cr4.contains(Cr4::PAE) {
+            let at = table.offset + (linear >> 12 & 0x1ff) as usize * 8;
+            (at, self.ram.load::<u64>(at))
+        } else {
+            let at = table.offset + (linear >> 12 & 0x3ff) as usize * 4;
+            (at, self.ram.load::<u32>(at).into())
+        };
+        let entry = Entry::from_bits_retain(bits);
+        let is_usable = entry.contains(Entry::PRESENT)
+            && !(self.cr4.contains(Cr4::PAE) && bits & self.reserved_anywhere() != 0);
+        is_usable.then(|| Leaf {
+            entry,
+            at: Some(at),
+            shift: 12,
+            rights: gathered(table.rights, entry),
+        })
+    }
+
+    /// The step at the page directory for `linear`, if that is cached.
+    fn cached_directory(&self, linear: u64) -> Option<Step> {
+        let directory = self.tlb.structures.directory(linear)?;
+        Some(Step {
+            table: Some((directory.offset, Kind::Ram)),
+            shift: 21,
+            rights: directory.rights,
+            in_ram: true,
+        })
     }
 
     /// Sets the accessed and dirty bits of `leaf`, which permits the access; `None` if it is no
     /// longer what it was.
+    #[inline(always)]
     fn use_leaf(
         &mut self,
         leaf: &Leaf,
@@ -119,7 +199,10 @@ impl Cpu {
         } else {
             Entry::ACCESSED
         };
-        if !leaf.entry.contains(wanted) && !self.mark_entry(leaf.address, leaf.entry, wanted) {
+        if !leaf.entry.contains(wanted)
+            && let Some(at) = leaf.at
+            && !self.mark_entry(at, leaf.entry, wanted)
+        {
             return None;
         }
         if leaf.shift > 12 {
@@ -139,7 +222,9 @@ impl Cpu {
         if !self.cr0.contains(Cr0::PG) {
             return Some(linear & 0xffff_ffff);
         }
-        let leaf = self.find_leaf(linear, false).ok()?;
+        let format = self.format();
+        let root = self.root(linear, &format).ok()?;
+        let leaf = self.descend(linear, &format, root, None).ok()?;
         let within = (1u64 << leaf.shift) - 1;
         Some(page_address(leaf.entry, leaf.shift) & !within | linear & within)
     }
@@ -163,11 +248,9 @@ impl Cpu {
         }
     }
 
-    /// Goes down to the entry that maps `linear`. With `mark`, sets accessed bits of the tables.
-    fn find_leaf(&self, linear: u64, mark: bool) -> std::result::Result<Leaf, Stop> {
-        let format = self.format();
-        let legacy_pae = format.top_shift == 21;
-        let mut table = if legacy_pae {
+    /// The step at the first table.
+    fn root(&self, linear: u64, format: &Format) -> std::result::Result<Step, Stop> {
+        let table = if format.top_shift == 21 {
             let pdpte = self.pdpte[(linear >> 30 & 3) as usize];
             if pdpte & 1 == 0 {
                 return Err(Stop::NotPresent);
@@ -178,73 +261,94 @@ impl Cpu {
         } else {
             self.cr3 & ADDRESS
         };
-        let mut rights = Entry::WRITABLE | Entry::USER;
-        let mut shift = format.top_shift;
+        Ok(Step {
+            table: self.memory.page(table),
+            shift: format.top_shift,
+            rights: Entry::WRITABLE | Entry::USER,
+            in_ram: true,
+        })
+    }
+
+    /// Goes down to the entry that maps `linear`. With `passed`, sets accessed bits of the tables
+    /// and notes there which of them may be cached.
+    fn descend(
+        &self,
+        linear: u64,
+        format: &Format,
+        from: Step,
+        mut passed: Option<&mut Passed>,
+    ) -> std::result::Result<Leaf, Stop> {
+        let mut step = from;
         loop {
-            let index = linear >> shift & ((1 << format.index_bits) - 1);
-            let address = table + index * format.entry_bytes;
-            let entry = self.load_entry(address, format.entry_bytes);
+            let shift = step.shift;
+            let index = (linear >> shift) as usize & ((1 << format.index_bits) - 1);
+            let place = step
+                .table
+                .map(|(table, _)| table + index * format.entry_bytes);
+            let entry = self.load_entry(place, format.entry_bytes);
             if !entry.contains(Entry::PRESENT) {
                 return Err(Stop::NotPresent);
             }
-            let last = shift == 12 || self.maps_large_page(entry, shift, &format);
-            if self.reserved_bits(entry, shift, last, &format) {
+            let last = shift == 12 || self.maps_large_page(entry, shift, format);
+            if self.reserved_bits(entry, shift, last, format) {
                 return Err(Stop::Reserved);
             }
-            rights = rights & (entry | !(Entry::WRITABLE | Entry::USER))
-                | entry & Entry::NO_EXECUTE
-                | rights & Entry::NO_EXECUTE;
+            let is_ram = matches!(step.table, Some((_, Kind::Ram)));
+            let markable = place.filter(|_| is_ram);
+            if let (Some(passed), Some((offset, _)), true) =
+                (&mut passed, step.table, is_ram && step.in_ram)
+            {
+                let rights = step.rights;
+                passed.note(shift, Table { offset, rights });
+            }
+            let rights = gathered(step.rights, entry);
             if last {
                 return Ok(Leaf {
                     entry,
-                    address,
+                    at: markable,
                     shift,
                     rights,
                 });
             }
-            let is_marked = !mark
-                || entry.contains(Entry::ACCESSED)
-                || self.mark_entry(address, entry, Entry::ACCESSED);
-            if !is_marked {
+            if passed.is_some()
+                && !entry.contains(Entry::ACCESSED)
+                && let Some(at) = markable
+                && !self.mark_entry(at, entry, Entry::ACCESSED)
+            {
                 return Err(Stop::Changed);
             }
-            table = entry.bits() & ADDRESS;
-            shift -= format.index_bits;
+            step = Step {
+                table: self.memory.page(entry.bits() & ADDRESS),
+                shift: shift - format.index_bits,
+                rights,
+                in_ram: step.in_ram && is_ram,
+            };
         }
     }
 
-    fn load_entry(&self, address: u64, bytes: u64) -> Entry {
+    /// Loads the entry at `place` in guest memory.
+    fn load_entry(&self, place: Option<usize>, bytes: usize) -> Entry {
         // Tables outside of memory read as all ones, as an unclaimed bus does: a reserved bit.
-        let bits = if bytes == 4 {
-            self.memory
-                .load::<u32>(address)
-                .map_or(u64::from(u32::MAX), u64::from)
-        } else {
-            self.memory.load::<u64>(address).unwrap_or(u64::MAX)
+        let bits = match (place, bytes) {
+            (Some(at), 4) => self.ram.load::<u32>(at).into(),
+            (Some(at), _) => self.ram.load::<u64>(at),
+            (None, 4) => u32::MAX.into(),
+            (None, _) => u64::MAX,
         };
         Entry::from_bits_retain(bits)
     }
 
     /// Sets accessed and dirty bits in `entry` as the CPU does (SDM vol. 3, 5.8): in one locked
-    /// step, and only if the entry at `address` is still what the walk read. Returns whether it
-    /// was: an entry that another processor took away meanwhile must stay as that one left it.
-    fn mark_entry(&self, address: u64, entry: Entry, bits: Entry) -> bool {
-        let bytes = self.format().entry_bytes;
-        let is_ram = self
-            .memory
-            .region(address)
-            .is_some_and(|r| r.kind == Kind::Ram);
-        let Ok(offset) = self.memory.offset(address, bytes as usize) else {
-            return true;
-        };
-        if !is_ram {
-            return true;
-        }
+    /// step, and only if the entry at `offset`, in RAM, is still what the walk read. Returns
+    /// whether it was: an entry that another processor took away meanwhile must stay as that one
+    /// left it.
+    #[inline(never)]
+    fn mark_entry(&self, offset: usize, entry: Entry, bits: Entry) -> bool {
         let (old, new) = (entry.bits(), (entry | bits).bits());
-        let was_same = if bytes == 4 {
-            self.ram.compare_exchange(offset, old as u32, new as u32) == old as u32
-        } else {
+        let was_same = if self.cr4.contains(Cr4::PAE) {
             self.ram.compare_exchange(offset, old, new) == old
+        } else {
+            self.ram.compare_exchange(offset, old as u32, new as u32) == old as u32
         };
         self.memory.watch().written(offset >> memory::PAGE_SHIFT);
         was_same
@@ -269,13 +373,7 @@ impl Cpu {
             // A 4 MiB page with PSE-36: bits 20:13 are address bits 39:32, bit 21 is reserved.
             return last && shift == 22 && bits >> 21 & 1 != 0;
         }
-        let mut reserved = RESERVED_ADDRESS;
-        if !self.efer.contains(Efer::NXE) {
-            reserved |= Entry::NO_EXECUTE.bits();
-        }
-        if !self.long_mode() {
-            reserved |= 0x7ff << 52;
-        }
+        let mut reserved = self.reserved_anywhere();
         if last && shift > 12 {
             // Bit 12 is PAT; the address is aligned to the page.
             reserved |= ((1u64 << shift) - 1) & !0x1fff;
@@ -286,6 +384,20 @@ impl Cpu {
         bits & reserved != 0
     }
 
+    /// Bits that must be 0 in all 64-bit entries.
+    #[inline]
+    fn reserved_anywhere(&self) -> u64 {
+        let mut reserved = RESERVED_ADDRESS;
+        if !self.efer.contains(Efer::NXE) {
+            reserved |= Entry::NO_EXECUTE.bits();
+        }
+        if !self.long_mode() {
+            reserved |= 0x7ff << 52;
+        }
+        reserved
+    }
+
+    #[inline]
     fn may_write(&self, rights: Entry, by: Privilege) -> bool {
         match by {
             Privilege::User => rights.contains(Entry::WRITABLE | Entry::USER),
@@ -294,19 +406,20 @@ impl Cpu {
     }
 
     /// Access rights (SDM vol. 3, 5.6.1).
-    fn permits(&self, rights: &Entry, intent: Intent, by: Privilege) -> bool {
+    #[inline]
+    fn permits(&self, rights: Entry, intent: Intent, by: Privilege) -> bool {
         let user_page = rights.contains(Entry::USER);
         let executable = !(rights.contains(Entry::NO_EXECUTE) && self.efer.contains(Efer::NXE));
         match (by, intent) {
             (Privilege::User, Intent::Read) => user_page,
             (Privilege::User, Intent::Fetch) => user_page && executable,
-            (Privilege::User, Intent::Write) => self.may_write(*rights, by),
+            (Privilege::User, Intent::Write) => self.may_write(rights, by),
             (_, Intent::Fetch) => executable && !(user_page && self.cr4.contains(Cr4::SMEP)),
             (_, intent) => {
                 let shut = user_page
                     && self.cr4.contains(Cr4::SMAP)
                     && (by == Privilege::Implicit || !self.flags.system().contains(Rflags::AC));
-                !shut && (intent == Intent::Read || self.may_write(*rights, by))
+                !shut && (intent == Intent::Read || self.may_write(rights, by))
             }
         }
     }
@@ -341,12 +454,15 @@ impl Cpu {
     pub(crate) fn load_pdptes(&mut self, cr3: u64) -> Result {
         let mut pdpte = [0; 4];
         for (index, entry) in (0..).zip(&mut pdpte) {
-            *entry = self.load_entry((cr3 & 0xffff_ffe0) + 8 * index, 8).bits();
+            let address = (cr3 & 0xffff_ffe0) + 8 * index;
+            *entry = self.memory.load(address).unwrap_or(u64::MAX);
             if !is_valid_pdpte(*entry) {
                 return self.general_protection(0);
             }
         }
         self.pdpte = pdpte;
+        // What is cached was found through the old ones.
+        self.tlb.structures.flush();
         Ok(())
     }
 }
@@ -360,6 +476,13 @@ pub(crate) const fn is_valid_pdpte(entry: u64) -> bool {
 /// Whether all eight memory types in `pat` exist (SDM vol. 3, 12.12.2).
 pub(crate) fn is_valid_pat(pat: u64) -> bool {
     pat.to_le_bytes().iter().all(|t| matches!(t, 0 | 1 | 4..=7))
+}
+
+/// The rights that are left of `rights` below `entry`.
+#[inline]
+fn gathered(rights: Entry, entry: Entry) -> Entry {
+    const PERMISSIONS: Entry = Entry::WRITABLE.union(Entry::USER);
+    rights & entry & PERMISSIONS | (rights | entry) & Entry::NO_EXECUTE
 }
 
 /// The address in an entry that maps a page of `1 << shift` bytes.
@@ -382,9 +505,9 @@ mod tests {
         let (cpu, at) = (&bench.cpu, 0x8000);
         let read = Entry::from_bits_retain(0x9003);
         for (now, marked) in [(0x9003, 0x9043), (0, 0), (0xa003, 0xa003), (0x9001, 0x9001)] {
-            cpu.memory.store::<u64>(at, now).unwrap();
+            cpu.ram.store::<u64>(at, now);
             assert_eq!(cpu.mark_entry(at, read, Entry::DIRTY), now == read.bits());
-            assert_eq!(cpu.memory.load::<u64>(at), Ok(marked));
+            assert_eq!(cpu.ram.load::<u64>(at), marked);
         }
     }
 }

@@ -60,21 +60,36 @@ impl Shared {
         }
     }
 
+    #[inline]
     fn writers(&self, page: usize) -> &AtomicU8 {
         let chunk = &self.writers[page / CHUNK];
         &chunk.get_or_init(|| Box::new([const { AtomicU8::new(0) }; CHUNK]))[page % CHUNK]
     }
 
     /// vCPU `index` is about to get the right to write `page` unseen. Returns whether it may.
+    ///
+    /// The right must be in its TLB before it looks into its mailbox again.
+    #[inline]
     pub(crate) fn claim_write(&self, index: usize, page: usize) -> bool {
         let writers = self.writers(page);
         let bit = writer_bit(index);
-        if writers.load(Ordering::Relaxed) & bit == 0 {
-            writers.fetch_or(bit, Ordering::SeqCst);
+        // A claim that is there already needs no fence. Either [`Shared::watch_code`] takes it
+        // later than it is loaded here: then it makes this vCPU forget its writes, the one that
+        // is about to be permitted too, whatever is read of the watch. Or the claim was made
+        // after the last watcher took them all: then the load, which acquires what that watcher's
+        // swap and all claims since have released, comes after the watch began.
+        if writers.load(Ordering::Acquire) & bit == 0 {
+            self.make_claim(writers, bit);
         }
-        // In this order: a vCPU that starts to watch the page now sees the claim.
-        std::sync::atomic::fence(Ordering::SeqCst);
         !self.memory.watch().is_watched(page)
+    }
+
+    #[cold]
+    fn make_claim(&self, writers: &AtomicU8, bit: u8) {
+        writers.fetch_or(bit, Ordering::SeqCst);
+        // The claim comes before the look at the watch: a vCPU that starts to watch the page now
+        // sees the one, or is seen by the other.
+        std::sync::atomic::fence(Ordering::SeqCst);
     }
 
     /// vCPU `index` is about to decode code from `page`. On return, nobody writes it unseen.
@@ -136,7 +151,7 @@ impl WriteObserver for Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::{AtomicBool, AtomicU64};
 
     const PAGE: usize = 3;
 
@@ -186,6 +201,46 @@ mod tests {
             assert!(!early);
         });
         assert!(!shared.claim_write(0, PAGE), "it is watched");
+    }
+
+    #[test]
+    fn a_claim_that_stands_is_revoked_as_a_new_one_is() {
+        let shared = shared(2);
+        let writer = &shared.mailboxes[0];
+        let (word, ended) = (AtomicU64::new(0), AtomicBool::new(false));
+        writer.set_running(true);
+        std::thread::scope(|scope| {
+            // Claims again and again between its looks into the mailbox, so that the bit is set
+            // already nearly always, and writes as long as it may.
+            scope.spawn(|| {
+                while !ended.load(Ordering::SeqCst) {
+                    writer.take();
+                    for _ in 0..10 {
+                        if shared.claim_write(0, PAGE) {
+                            word.fetch_add(1, Ordering::SeqCst);
+                        }
+                    }
+                }
+                writer.set_running(false);
+            });
+            let mut read = 0;
+            let mut was_written = false;
+            for _ in 0..2000 {
+                // It writes while it may.
+                while word.load(Ordering::SeqCst) == read {
+                    std::thread::yield_now();
+                }
+                shared.watch_code(1, PAGE);
+                read = word.load(Ordering::SeqCst);
+                for _ in 0..10 {
+                    std::hint::spin_loop();
+                    was_written |= word.load(Ordering::SeqCst) != read;
+                }
+                shared.page_written(PAGE);
+            }
+            ended.store(true, Ordering::SeqCst);
+            assert!(!was_written, "while it was watched");
+        });
     }
 
     #[test]

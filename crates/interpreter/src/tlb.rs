@@ -10,6 +10,7 @@
 //! everything in it is global, as it is for most kernels.
 
 use crate::journal::Journal;
+use crate::structures::StructureCaches;
 use memory::{PAGE_SHIFT, PAGE_SIZE};
 use x86::paging::is_canonical;
 
@@ -68,6 +69,8 @@ pub(crate) struct Tlb {
     /// larger one: INVLPG anywhere in such a page forgets all of it (SDM vol. 3, 5.10.4.1).
     large: Regions<21>,
     huge: Regions<30>,
+    /// Where page tables are. Forgotten with the entries that were found through them.
+    pub(crate) structures: StructureCaches,
     /// What is forgotten, for copies of entries that are kept elsewhere.
     pub(crate) journal: Journal,
     pub(crate) misses: u64,
@@ -85,6 +88,7 @@ impl Tlb {
             next_generation: 1,
             large: Regions::default(),
             huge: Regions::default(),
+            structures: StructureCaches::default(),
             journal: Journal::default(),
             misses: 0,
             flushes: 0,
@@ -122,7 +126,20 @@ impl Tlb {
         (entry.write == self.tag(last)).then(|| linear.wrapping_add(entry.bias) as usize)
     }
 
+    /// The offset in guest memory of the byte at `linear` if it may be read, and whether it may be
+    /// written too.
+    #[inline(always)]
+    pub(crate) fn probe(&self, view: View, linear: u64) -> Option<(usize, bool)> {
+        let entry = &self.data[Self::slot(view, linear)];
+        let tag = self.tag(linear);
+        (entry.read == tag).then(|| {
+            let at = linear.wrapping_add(entry.bias) as usize;
+            (at, entry.write == tag)
+        })
+    }
+
     /// Lets `view` read (and, where `writable`, write) the page at `linear`, which is at `page`.
+    #[inline]
     pub(crate) fn fill(
         &mut self,
         view: View,
@@ -166,6 +183,7 @@ impl Tlb {
         self.code_global[usize::from(user)][slot] = global;
     }
 
+    #[inline]
     fn note_filled(&mut self, linear: u64, global: bool) {
         self.misses += 1;
         self.upper_local |= linear >> 63 != 0 && !global;
@@ -188,6 +206,7 @@ impl Tlb {
 
     fn forget_all(&mut self) {
         self.flushes += 1;
+        self.structures.flush();
         self.large = Regions::default();
         self.huge = Regions::default();
         self.upper_local = false;
@@ -201,6 +220,7 @@ impl Tlb {
             self.journal.locals();
         } else {
             self.flushes += 1;
+            self.structures.flush();
             self.journal.lower();
             // A fresh generation may have emptied the table and restarted both halves.
             let generation = self.fresh_generation();
@@ -213,6 +233,7 @@ impl Tlb {
         if self.huge.contains(linear) {
             return self.flush();
         }
+        self.structures.flush();
         if self.large.contains(linear) {
             let first = linear >> 21 << 21;
             for page in 0..512 {
@@ -222,9 +243,10 @@ impl Tlb {
         self.forget(linear);
     }
 
-    /// Forgets the 4 KiB around `linear`.
+    /// Forgets the 4 KiB around `linear`, and the tables that a walk for it would use.
     pub(crate) fn forget(&mut self, linear: u64) {
         self.journal.page(linear);
+        self.structures.forget(linear);
         for view in [View::Supervisor, View::SupervisorOnly, View::User] {
             self.data[Self::slot(view, linear)] = Entry::default();
         }

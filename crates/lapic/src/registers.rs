@@ -93,15 +93,18 @@ impl Lapic {
         self.inbox.publish(&self.registers);
     }
 
+    #[inline]
     fn is_present(&self) -> bool {
         self.registers.base & base::ENABLE != 0
     }
 
+    #[inline]
     fn is_x2apic(&self) -> bool {
         self.registers.base & base::X2APIC != 0
     }
 
     /// The guest-physical page where the registers are, if they are in memory.
+    #[inline]
     pub fn page(&self) -> Option<u64> {
         (self.is_present() && !self.is_x2apic())
             .then_some(self.registers.base >> base::ADDRESS_SHIFT << base::ADDRESS_SHIFT)

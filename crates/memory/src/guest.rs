@@ -220,6 +220,8 @@ pub struct GuestMemory {
     mapping: Arc<Mapping>,
     /// Sorted by address.
     regions: Vec<Region>,
+    /// The same, the longest first: nearly every access is to one of the first two.
+    by_length: Vec<Region>,
     watch: PageWatch,
 }
 
@@ -265,10 +267,13 @@ impl GuestMemory {
             _mapping: mapping.clone(),
         };
         let watch = PageWatch::new(total >> PAGE_SHIFT);
+        let mut by_length = regions.clone();
+        by_length.sort_by_key(|r| std::cmp::Reverse(r.len));
         Ok(Arc::new(Self {
             ram,
             mapping,
             regions,
+            by_length,
             watch,
         }))
     }
@@ -298,6 +303,7 @@ impl GuestMemory {
     }
 
     /// The watches over its pages, by page of the mapping (offset / 4096).
+    #[inline]
     pub fn watch(&self) -> &PageWatch {
         &self.watch
     }
@@ -323,16 +329,19 @@ impl GuestMemory {
     }
 
     /// The region that holds `gpa`.
+    #[inline]
     pub fn region(&self, gpa: u64) -> Option<&Region> {
-        let at = self
-            .regions
-            .partition_point(|r| r.gpa <= gpa)
-            .checked_sub(1)?;
-        let region = &self.regions[at];
-        (gpa - region.gpa < region.len as u64).then_some(region)
+        for region in &self.by_length {
+            // An address below the region wraps to far beyond it.
+            if gpa.wrapping_sub(region.gpa) < region.len as u64 {
+                return Some(region);
+            }
+        }
+        None
     }
 
     /// Offset and kind of the page that holds `gpa`; `None` where there is no memory.
+    #[inline]
     pub fn page(&self, gpa: u64) -> Option<(usize, Kind)> {
         let region = self.region(gpa)?;
         let within = (gpa - region.gpa) as usize & !(PAGE_SIZE - 1);
@@ -343,6 +352,7 @@ impl GuestMemory {
     ///
     /// # Errors
     /// If they don't.
+    #[inline]
     pub fn offset(&self, gpa: u64, len: usize) -> Result<usize, OutOfRange> {
         let region = self.region(gpa).ok_or(OutOfRange { gpa })?;
         let within = (gpa - region.gpa) as usize;
@@ -417,6 +427,7 @@ impl GuestMemory {
     ///
     /// # Errors
     /// If it doesn't.
+    #[inline]
     pub fn load<T: Word>(&self, gpa: u64) -> Result<T, OutOfRange> {
         Ok(self.ram.load(self.offset(gpa, T::SIZE)?))
     }
@@ -426,8 +437,8 @@ impl GuestMemory {
     /// # Errors
     /// If it does not lie in one region of RAM.
     pub fn store<T: Word>(&self, gpa: u64, value: T) -> Result<(), OutOfRange> {
-        let offset = self.offset(gpa, T::SIZE)?;
-        if self.region(gpa).is_some_and(|r| r.kind == Kind::Rom) {
+        let (offset, len, kind) = self.piece(gpa, 0, T::SIZE)?;
+        if len < T::SIZE || kind == Kind::Rom {
             return Err(OutOfRange { gpa });
         }
         self.ram.store(offset, value);

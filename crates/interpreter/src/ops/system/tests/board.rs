@@ -84,9 +84,14 @@ pub(super) struct Board {
 
 impl Board {
     pub(super) fn with(vcpus: u32, clock: Clock) -> Self {
+        Self::with_memory(vcpus, clock, MEMORY)
+    }
+
+    /// With `bytes` of memory.
+    pub(super) fn with_memory(vcpus: u32, clock: Clock, bytes: u64) -> Self {
         let region = RegionSpec {
             gpa: 0,
-            len: MEMORY,
+            len: bytes,
             kind: Kind::Ram,
         };
         let memory = GuestMemory::new(&[region]).unwrap();
@@ -268,7 +273,12 @@ impl Board {
 
     /// 64-bit mode. The first 2 MiB are mapped by 4 KiB pages, to themselves, for everybody.
     pub(super) fn long(cpl: u8) -> Self {
-        let mut board = Self::new();
+        Self::new().in_long_mode(cpl)
+    }
+
+    /// Its first vCPU in 64-bit mode, as [`Board::long`] says.
+    pub(super) fn in_long_mode(self, cpl: u8) -> Self {
+        let mut board = self;
         board.set_descriptor(CODE0, FLAT64 | TYPE_CODE << 40);
         board.set_descriptor(DATA0, flat32(TYPE_DATA));
         board.set_descriptor(CODE3, FLAT64 | (TYPE_CODE | DPL3) << 40);

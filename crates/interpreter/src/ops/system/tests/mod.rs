@@ -10,3 +10,4 @@ mod machine;
 mod paging;
 mod segments;
 mod transfers;
+mod walks;
