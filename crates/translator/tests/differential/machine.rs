@@ -103,6 +103,15 @@ pub(crate) struct Outcome {
     pub(crate) accesses: Vec<Access>,
 }
 
+impl Outcome {
+    /// The number of events that the handlers have logged.
+    pub(crate) fn events(&self, mode: Mode) -> u64 {
+        let at = LOG_POINTER as usize;
+        let bytes = self.lower[at..at + 8].try_into().expect("8 bytes");
+        (u64::from_le_bytes(bytes) - mode.system(LOG)) / LOG_ENTRY
+    }
+}
+
 /// A machine with one vCPU, or several.
 pub(crate) struct Machine {
     pub(crate) memory: Arc<GuestMemory>,

@@ -10,6 +10,7 @@ mod generator;
 mod handlers;
 mod harness;
 mod interrupts;
+mod isolation;
 mod layout;
 mod machine;
 mod program;

@@ -337,6 +337,11 @@ impl Scene {
         self.code[(offset / PAGE) as usize] + offset % PAGE
     }
 
+    /// Whether the page at `gpa` is neither code nor stack.
+    pub(crate) fn is_data(&self, gpa: u64) -> bool {
+        !self.code.contains(&gpa) && !self.stack.contains(&gpa)
+    }
+
     /// What guest-physical `gpa` is, for people.
     pub(crate) fn place(&self, gpa: u64) -> String {
         let page = gpa & !(PAGE - 1);

@@ -113,6 +113,11 @@ impl Pair {
         Some([trial.run(tested, &image), trial.run(reference, &image)])
     }
 
+    /// Where on the host the tested machine's memory begins.
+    pub(crate) fn ram_address(&self) -> u64 {
+        self.machines[0].memory.ram().address() as u64
+    }
+
     /// Makes machines that have run nothing.
     fn renew(&mut self) {
         self.machines = self.create.map(|create| Machine::new(create, 1));

@@ -123,9 +123,11 @@ impl Writer<'_> {
             } else {
                 (Code::Jmp_rm32, Code::Call_rm32, Code::Retnd)
             };
+            // In a loop, a full log can end the program before the store below.
+            let may_call = writer.depth == 0;
             match writer.random.below(3) {
                 0 => writer.raw(Instruction::with1(jump, wide).expect("JMP")),
-                1 => writer.raw(Instruction::with1(call, wide).expect("CALL")),
+                1 if may_call => writer.raw(Instruction::with1(call, wide).expect("CALL")),
                 _ => {
                     writer.raw(ins::push(wide));
                     writer.raw(Instruction::with(ret));

@@ -7,7 +7,7 @@ use crate::program::{Item, Label, Link, Piece, Program};
 use crate::random::Random;
 use crate::scene::Scene;
 use iced_x86::{
-    Code, Instruction, InstructionInfoFactory, MemoryOperand, Mnemonic, OpAccess, Register,
+    Code, Instruction, InstructionInfoFactory, MemoryOperand, Mnemonic, OpAccess, OpKind, Register,
     RflagsBits,
 };
 
@@ -320,7 +320,14 @@ fn undefined_flags(instruction: &Instruction) -> u32 {
         instruction.mnemonic(),
         M::And | M::Or | M::Xor | M::Test | M::Andn
     );
-    instruction.rflags_undefined() & if logic { !RflagsBits::AF } else { !0 }
+    let rotates = matches!(instruction.mnemonic(), M::Rcl | M::Rcr);
+    // OF is defined after a rotation by one bit only, also where the count is a multiple of the
+    // width and nothing else changes.
+    let overflow = match instruction.op1_kind() {
+        OpKind::Immediate8 if rotates && instruction.immediate8() & 0x1f > 1 => RflagsBits::OF,
+        _ => 0,
+    };
+    instruction.rflags_undefined() & if logic { !RflagsBits::AF } else { !0 } | overflow
 }
 
 /// Whether an ignored prefix may stand before `instruction`: one that has no other segment prefix.
