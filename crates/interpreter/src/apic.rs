@@ -32,7 +32,7 @@ impl Cpu {
         self.tsc_offset = self.tsc_offset.wrapping_add(ticks);
         self.tsc_adjust = self.tsc_adjust.wrapping_add(ticks);
         self.write_clock_page();
-        self.attend();
+        self.attend_to_apic();
     }
 
     /// An access to the local APIC's page; `None` if `gpa` is elsewhere.
@@ -65,6 +65,13 @@ impl Cpu {
         (self.lapic.page() == Some(gpa & !PAGE)).then_some(gpa)
     }
 
+    /// Makes the next block boundary look at everything, the APIC's timer too: its deadline may have
+    /// moved.
+    fn attend_to_apic(&mut self) {
+        self.apic_touched = true;
+        self.attend();
+    }
+
     /// RDMSR of an x2APIC register.
     pub(crate) fn read_x2apic(&mut self, number: u32) -> Result<u64, GeneralProtection> {
         self.settle_eoi();
@@ -90,7 +97,7 @@ impl Cpu {
         self.lapic.set_base(value)?;
         // The page has moved.
         self.tlb.flush();
-        self.attend();
+        self.attend_to_apic();
         Ok(())
     }
 
@@ -103,12 +110,12 @@ impl Cpu {
     /// WRMSR to IA32_TSC_DEADLINE.
     pub(crate) fn set_tsc_deadline(&mut self, deadline: u64) {
         self.lapic.set_tsc_deadline(deadline);
-        self.attend();
+        self.attend_to_apic();
     }
 
     /// Does what a register write asks for.
     fn apply(&mut self, effect: Effect) {
-        self.attend();
+        self.attend_to_apic();
         match effect {
             Effect::None => {}
             Effect::Message(message) => self.shared.send(&message, Some(self.index)),

@@ -83,6 +83,8 @@ pub(crate) struct Cpu {
     pub(crate) vector: VectorTable,
 
     pub(crate) lapic: Lapic,
+    /// The local APIC changed since the vCPU last looked at its timer.
+    pub(crate) apic_touched: bool,
     /// The guest was told that it may end the interrupt in service without a write to EOI (KVM's
     /// paravirtual EOI).
     pub(crate) eoi_offered: bool,

@@ -26,6 +26,11 @@ impl Request {
         self.wanted.single_step
     }
 
+    /// Whether a debugger waits for anything, or has to be told something.
+    pub(crate) fn wants_anything(&self) -> bool {
+        self.stop.is_some() || !self.wanted.is_empty()
+    }
+
     pub(crate) fn has_breakpoints(&self) -> bool {
         !self.wanted.breakpoints.is_empty()
     }

@@ -69,6 +69,7 @@ impl Cpu {
             fpu: Box::new(Frame::new()),
             vector: VectorTable::default(),
             lapic,
+            apic_touched: true,
             eoi_offered: false,
             clock_page_stale: false,
             nmi_pending: false,

@@ -128,6 +128,36 @@ impl InterpreterVcpu {
         self.cpu.budget == 0 || self.cpu.mailbox.has_mail()
     }
 
+    /// Whether guest code may go on without [`InterpreterVcpu::attend`]: as the opposite of
+    /// [`InterpreterVcpu::wants_attention`], but where an instruction has only asked for a look
+    /// (because it changed RFLAGS.IF, say), it looks, and there is nothing. For an engine that is
+    /// told of the APIC timer's deadlines by [`Remote::post_timer`](crate::Remote::post_timer).
+    #[inline]
+    pub fn settle(&mut self) -> bool {
+        let cpu = &mut self.cpu;
+        if cpu.mailbox.has_mail() {
+            return false;
+        }
+        if cpu.budget != 0 {
+            return true;
+        }
+        let system = cpu.flags.system();
+        let is_quiet = !cpu.apic_touched
+            && cpu.activity == Activity::Running
+            && cpu.exception.is_none()
+            && cpu.debug_trap == 0
+            && !cpu.sti_shadow
+            && !cpu.ss_shadow
+            && !cpu.steps_singly()
+            && !cpu.debug.wants_anything()
+            && (!cpu.nmi_pending || cpu.nmi_blocked)
+            && !(system.contains(Rflags::IF) && cpu.interrupt_waits());
+        if is_quiet {
+            cpu.budget = BUDGET;
+        }
+        is_quiet
+    }
+
     /// Executes the block at RIP and delivers what it raised.
     ///
     /// # Errors
@@ -258,6 +288,7 @@ impl InterpreterVcpu {
             }
             let now = self.cpu.shared.clock.now();
             self.cpu.advance_apic(now);
+            self.cpu.apic_touched = false;
             if self.cpu.activity == Activity::Running {
                 break;
             }

@@ -244,7 +244,7 @@ impl TranslatorVcpu {
     fn run_guest(&mut self, timer: &mut Timer) -> Exit {
         loop {
             let mut interpret = false;
-            if self.core.wants_attention() {
+            if !self.core.settle() {
                 match self.attend(timer) {
                     Next::Blocks => interpret = self.core.is_debugged(),
                     Next::Instruction => {
@@ -306,7 +306,7 @@ impl TranslatorVcpu {
             }
             None => timer.disarm(),
         }
-        if self.core.wants_attention() {
+        if !self.core.settle() {
             // An event was delivered: look again soon.
             self.bell.ring();
         }
@@ -471,7 +471,7 @@ impl TranslatorVcpu {
 
     /// Whether translated code may go on at `offset` of the page of a block, after the interpreter
     /// has executed the instruction before.
-    pub(crate) fn may_resume(&self, key: &Key, offset: u16) -> bool {
+    pub(crate) fn may_resume(&mut self, key: &Key, offset: u16) -> bool {
         self.core.rip() == self.address(key.linear, key.mode, offset.into())
             && !self.is_disturbed()
             && !self.core.direction_flag()
@@ -479,8 +479,8 @@ impl TranslatorVcpu {
     }
 
     /// Whether the run loop has to look at something before translated code runs.
-    pub(crate) fn is_disturbed(&self) -> bool {
-        self.core.wants_attention() || self.core.has_changes()
+    pub(crate) fn is_disturbed(&mut self) -> bool {
+        self.core.has_changes() || !self.core.settle()
     }
 
     /// The linear address of what is `offset` away from the page of a block at `linear`.
