@@ -331,13 +331,10 @@ impl GuestMemory {
     /// The region that holds `gpa`.
     #[inline]
     pub fn region(&self, gpa: u64) -> Option<&Region> {
-        for region in &self.by_length {
-            // An address below the region wraps to far beyond it.
-            if gpa.wrapping_sub(region.gpa) < region.len as u64 {
-                return Some(region);
-            }
-        }
-        None
+        // An address below a region wraps to far beyond it.
+        self.by_length
+            .iter()
+            .find(|region| gpa.wrapping_sub(region.gpa) < region.len as u64)
     }
 
     /// Offset and kind of the page that holds `gpa`; `None` where there is no memory.

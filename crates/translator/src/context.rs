@@ -203,31 +203,23 @@ pub(crate) struct Bell(Arc<Mapping>);
 impl Bell {
     /// Rings.
     pub(crate) fn ring(&self) {
-        let context = self.0.0.as_ptr();
-        // SAFETY: the mapping lives as long as `self`, and its owner knows that these fields
-        // change under it.
-        let (attention, mask) = unsafe {
-            (
-                &*(&raw const (*context).attention),
-                &*(&raw const (*context).jump_mask),
-            )
-        };
+        let (attention, mask) = self.fields();
         attention.store(1, Ordering::SeqCst);
         mask.store(0, Ordering::SeqCst);
     }
 
     /// Ends the ringing. Whatever is asked for after that rings again.
     pub(crate) fn silence(&self) {
-        let context = self.0.0.as_ptr();
-        // SAFETY: as above.
-        let (attention, mask) = unsafe {
-            (
-                &*(&raw const (*context).attention),
-                &*(&raw const (*context).jump_mask),
-            )
-        };
+        let (attention, mask) = self.fields();
         mask.store(JUMP_MASK, Ordering::SeqCst);
         attention.store(0, Ordering::SeqCst);
+    }
+
+    fn fields(&self) -> (&AtomicU32, &AtomicU64) {
+        let context = self.0.0.as_ptr();
+        // SAFETY: the mapping lives as long as `self`, and its owner knows that these fields
+        // change under it.
+        unsafe { (&(*context).attention, &(*context).jump_mask) }
     }
 }
 
@@ -277,7 +269,7 @@ impl TlbEntry {
     /// Matches nothing that has entry `index`: neither its first byte nor its last, which is a few
     /// pages on at most. What matches is half the table away.
     pub(crate) const fn empty(index: usize) -> Self {
-        let tag = ((index as u64 ^ TLB_ENTRIES as u64 / 2) << 12).wrapping_neg();
+        let tag = ((index as u64 ^ (TLB_ENTRIES as u64 / 2)) << 12).wrapping_neg();
         Self {
             read: tag,
             write: tag,

@@ -121,11 +121,10 @@ impl Lookup {
     pub(crate) fn jump(&self, context: &Context, slot: usize, linear: u64) -> Option<u64> {
         let first = (slot, linear as usize % JUMP_ENTRIES);
         let second = (JUMP_CACHES + slot, second_index(linear));
-        let found = [first, second].into_iter().find_map(|(table, index)| {
+        [first, second].into_iter().find_map(|(table, index)| {
             let entry = context.jumps[table][index];
             (index != 0 && entry.tag == linear.wrapping_neg()).then_some(entry.host)
-        });
-        found
+        })
     }
 
     /// Forgets all pages and jumps.
