@@ -3,6 +3,8 @@
 //! Each case runs the program itself, in a directory of its own.
 #![expect(clippy::tests_outside_test_module, reason = "an integration test")]
 
+mod tiny_kernel;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
@@ -11,6 +13,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
+use tiny_kernel::{halting_kernel, tiny_kernel};
 
 /// A directory with files that are no kernels, and one that is.
 fn directory() -> TempDir {
@@ -43,40 +46,9 @@ fn random(seed: u64, len: usize) -> Vec<u8> {
     .collect()
 }
 
-/// A kernel whose 64-bit entry halts for good.
-fn halting_kernel() -> Vec<u8> {
-    // cli; hlt; jmp back to the hlt
-    kernel(&[0xfa, 0xf4, 0xeb, 0xfd])
-}
-
 /// A kernel that resets the machine: out 0xcf9, 6.
 fn resetting_kernel() -> Vec<u8> {
-    kernel(&[0x66, 0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee, 0xf4])
-}
-
-/// A bzImage (Linux, Documentation/arch/x86/boot.rst) with `code` at its 64-bit entry.
-fn kernel(code: &[u8]) -> Vec<u8> {
-    let mut file = vec![0; 0x400 + 0x400];
-    let fields: [(usize, &[u8]); 13] = [
-        (0x1f1, &[1]),
-        (0x1f4, &0x40_u32.to_le_bytes()),
-        (0x1fe, &[0x55, 0xaa, 0xeb, 0x6a]),
-        (0x202, b"HdrS"),
-        (0x206, &0x020f_u16.to_le_bytes()),
-        (0x211, &[1]),
-        (0x214, &0x10_0000_u32.to_le_bytes()),
-        (0x22c, &0x7fff_ffff_u32.to_le_bytes()),
-        (0x230, &0x20_0000_u32.to_le_bytes()),
-        (0x234, &[1, 21, 1, 0]),
-        (0x238, &2047_u32.to_le_bytes()),
-        (0x258, &0x100_0000_u64.to_le_bytes()),
-        (0x260, &0x40_0000_u32.to_le_bytes()),
-    ];
-    for (at, bytes) in fields {
-        file[at..at + bytes.len()].copy_from_slice(bytes);
-    }
-    file[0x600..][..code.len()].copy_from_slice(code);
-    file
+    tiny_kernel(&[0x66, 0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee, 0xf4])
 }
 
 fn doppel(directory: &Path) -> Command {
