@@ -6,7 +6,7 @@ use crate::machine::{Create, interpreter, small_translator, translator};
 use crate::trial::{Checked, Pair, Trial};
 
 /// Programs for each mode.
-const CASES: u64 = 1500;
+const CASES: u64 = 700;
 /// Programs that one pair of machines runs.
 const SESSION: u64 = 50;
 /// Differences after which nothing more is tried.
