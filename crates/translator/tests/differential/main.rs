@@ -17,5 +17,6 @@ mod program;
 mod random;
 mod random_programs;
 mod scene;
+mod smp;
 mod tables;
 mod trial;
