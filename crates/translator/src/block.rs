@@ -67,10 +67,21 @@ pub(crate) struct Exit {
     pub(crate) linked: Option<BlockId>,
 }
 
+/// The page behind that of a block, for the block of an instruction that ends there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Second {
+    /// Where the page is in guest memory.
+    pub(crate) offset: usize,
+    /// Whether it is there in every address space.
+    pub(crate) global: bool,
+}
+
 /// A translated block.
 #[derive(Debug)]
 pub(crate) struct Block {
     pub(crate) key: Key,
+    /// There is one if the block is one instruction with bytes in two pages.
+    pub(crate) second: Option<Second>,
     /// Offset in the cache of its first byte, where it is entered with all registers the guest's.
     pub(crate) entry: u32,
     /// Where it is entered with the registers in `scratch` spilled.
@@ -94,6 +105,29 @@ impl Block {
     pub(crate) fn guest_offset(&self, position: u32) -> u16 {
         let after = self.insns.partition_point(|(host, _)| *host <= position);
         self.insns[after.saturating_sub(1)].1
+    }
+
+    /// Whether it may only be entered after a look whether its second page is still the next one:
+    /// by way of a jump cache, which forgets it when that may have changed. In the upper half of
+    /// a kernel, [`crate::vcpu`] watches over the pages instead.
+    pub(crate) fn is_guarded(&self) -> bool {
+        self.second.is_some() && self.key.linear >> 63 == 0
+    }
+
+    /// The pages (offset / 4096) of guest memory that it is from.
+    fn pages(&self) -> impl Iterator<Item = usize> + use<> {
+        let first = self.key.offset >> 12;
+        let second = self.second.map(|s| s.offset >> 12);
+        std::iter::once(first).chain(second.filter(|s| *s != first))
+    }
+
+    /// The linear pages on which it depends, by number, each with its offset in guest memory.
+    fn linear_pages(&self) -> impl Iterator<Item = (u64, usize)> + use<> {
+        let number = self.key.linear >> 12;
+        let first = (number, self.key.offset & !0xfff);
+        let second = self.second.map(|s| (number + 1, s.offset));
+        let all = std::iter::once(first).chain(second);
+        all.take(if self.key.linear == 0 { 0 } else { 2 })
     }
 }
 
@@ -138,11 +172,14 @@ impl Blocks {
         let id = self.next_id();
         let key = block.key;
         self.by_key.insert(key, id);
-        self.by_page.entry(key.offset >> 12).or_default().push(id);
-        if key.linear != 0 {
-            self.by_linear.entry(key.linear >> 12).or_default().push(id);
+        for page in block.pages() {
+            self.by_page.entry(page).or_default().push(id);
+        }
+        let globals = [global, block.second.is_some_and(|s| s.global)];
+        for ((page, _), global) in block.linear_pages().zip(globals) {
+            self.by_linear.entry(page).or_default().push(id);
             if !global {
-                self.local.insert(key.linear >> 12);
+                self.local.insert(page);
             }
         }
         if self.free.pop().is_some() {
@@ -158,9 +195,11 @@ impl Blocks {
         let block = self.blocks.get_mut(id as usize)?.take()?;
         self.free.push(id);
         self.by_key.remove(&block.key);
-        forget(&mut self.by_page, block.key.offset >> 12, id);
-        if block.key.linear != 0 {
-            forget(&mut self.by_linear, block.key.linear >> 12, id);
+        for page in block.pages() {
+            forget(&mut self.by_page, page, id);
+        }
+        for (page, _) in block.linear_pages() {
+            forget(&mut self.by_linear, page, id);
         }
         Some(block)
     }
@@ -181,15 +220,20 @@ impl Blocks {
     /// The linear pages on which blocks depend (only those that are not `global`, if so asked),
     /// each with the offset in guest memory where it was.
     pub(crate) fn linear_pages(&self, only_local: bool) -> Vec<(u64, usize)> {
-        let offset = |page: &u64| {
-            let block = self.get(*self.by_linear.get(page)?.first()?)?;
-            Some((*page << 12, block.key.offset & !0xfff))
-        };
+        let offset = |page: &u64| Some((*page << 12, self.place_of(*page << 12)?));
         if only_local {
             self.local.iter().filter_map(offset).collect()
         } else {
             self.by_linear.keys().filter_map(offset).collect()
         }
+    }
+
+    /// Where the page of `linear` was in guest memory when a block that depends on it was made.
+    pub(crate) fn place_of(&self, linear: u64) -> Option<usize> {
+        let page = linear >> 12;
+        let block = self.get(*self.by_linear.get(&page)?.first()?)?;
+        let mut pages = block.linear_pages();
+        pages.find_map(|(number, offset)| (number == page).then_some(offset))
     }
 
     pub(crate) fn clear(&mut self) {

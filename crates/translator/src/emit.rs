@@ -22,6 +22,9 @@ pub(crate) struct Gates {
     pub(crate) link: usize,
     /// For each jump cache: where the second one is asked.
     pub(crate) indirect: [usize; JUMP_CACHES],
+    /// For each jump cache: where it is asked for the context's `pc`, with all registers the
+    /// guest's.
+    pub(crate) address: [usize; JUMP_CACHES],
     pub(crate) callout: usize,
     pub(crate) miss: usize,
     pub(crate) vectors: usize,
@@ -93,7 +96,7 @@ pub(crate) struct Emitter<'a> {
     encoder: &'a mut Encoder,
     plan: &'a Plan,
     gates: &'a Gates,
-    /// Code bytes of the page.
+    /// Code bytes of the page, as [`Plan::new`] takes them.
     page: &'a [u8],
     /// Linear address of the page, in modes whose blocks depend on it.
     linear: u64,

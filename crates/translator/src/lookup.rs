@@ -8,6 +8,8 @@ use crate::context::{
     Context, JUMP_CACHES, JUMP_ENTRIES, JumpEntry, TLB_ENTRIES, TLB_VIEWS, TlbEntry,
 };
 
+use crate::plan::INSTRUCTION_BYTES;
+
 /// Fills that are listed; when there are more, whole tables are emptied.
 const LISTED_MAX: usize = 4 * TLB_ENTRIES;
 
@@ -40,6 +42,12 @@ fn index(linear: u64) -> usize {
 /// The index in the second jump cache, as [`crate::store`]'s code computes it.
 fn second_index(linear: u64) -> usize {
     linear.wrapping_add(linear.rotate_right(SECOND_ROTATION.into())) as usize % JUMP_ENTRIES
+}
+
+/// Where an instruction at `linear` ends at the latest: a block that ends in another page than it
+/// begins in is one instruction.
+fn last_byte(linear: u64) -> u64 {
+    linear.wrapping_add(INSTRUCTION_BYTES as u64 - 1)
 }
 
 fn page_bit(linear: u64) -> (usize, u64) {
@@ -104,8 +112,10 @@ impl Lookup {
         let entry = &mut context.jumps[table][index];
         let before = std::mem::replace(entry, JumpEntry { tag, host });
         if linear >> 63 == 0 {
-            let (word, bit) = page_bit(linear);
-            self.jump_pages[word] |= bit;
+            for byte in [linear, last_byte(linear)] {
+                let (word, bit) = page_bit(byte);
+                self.jump_pages[word] |= bit;
+            }
         }
         // One that is in use is listed already, under the half that it was in.
         let is_listed = before.tag != 0 && half(before.tag.wrapping_neg()) == half(linear);
@@ -164,7 +174,8 @@ impl Lookup {
         let page = linear >> 12;
         self.jumps[half(linear)].retain(|(slot, index)| {
             let tag = &mut context.jumps[usize::from(*slot)][usize::from(*index)].tag;
-            let is_there = tag.wrapping_neg() >> 12 == page;
+            let first = tag.wrapping_neg();
+            let is_there = [first, last_byte(first)].iter().any(|b| b >> 12 == page);
             if is_there {
                 *tag = 0;
             }

@@ -9,8 +9,11 @@ pub(crate) use groups::{Base, Group, Use};
 
 use crate::asm::{RCX, RSP, Reg};
 use crate::mode::Mode;
-use iced_x86::{Decoder, DecoderOptions, Instruction, RflagsBits};
+use crate::store::PAGE;
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, RflagsBits};
 
+/// The most bytes of an instruction (SDM vol. 2, 2.3.11).
+pub(crate) const INSTRUCTION_BYTES: usize = 15;
 /// Most instructions of a block.
 const INSTRUCTIONS_MAX: usize = 48;
 /// Registers that must be left for the translator's own use.
@@ -86,9 +89,11 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Plans the block that begins at offset `at` of a page whose code bytes are `page` (4096 of
-    /// them) and which is at `linear`, where that matters to the mode. If its first instruction crosses into the next page, or can't be decoded, the
-    /// interpreter is left to deal with it.
+    /// Plans the block that begins at offset `at` of a page whose code bytes are `page` and which is
+    /// at `linear`, where that matters to the mode. If its first instruction
+    /// [straddles](straddles) the page's end, `page` has the first bytes of the next page too, and
+    /// the block is that instruction. If it can't be decoded, the interpreter is left to deal with
+    /// it.
     ///
     /// `insns` is an empty list whose memory is used.
     pub(crate) fn new(
@@ -106,7 +111,7 @@ impl Plan {
         let mut is_closed = false;
         while !is_closed && insns.len() < INSTRUCTIONS_MAX {
             let offset = decoder.ip() as u16;
-            if usize::from(offset) >= page.len() {
+            if usize::from(offset) >= PAGE {
                 break;
             }
             let instruction = decoder.decode();
@@ -134,7 +139,7 @@ impl Plan {
             is_closed,
             flags_live: true,
         };
-        plan.find_live_flags(page);
+        plan.find_live_flags(&page[..PAGE]);
         let free: Vec<Reg> = SCRATCH_ORDER
             .into_iter()
             .filter(|r| used & 1 << r == 0)
@@ -188,6 +193,17 @@ impl Plan {
         let taken = self.scratch.iter().fold(0, |mask, r| mask | 1 << r);
         taken | u16::from(self.rcx_free) << RCX
     }
+}
+
+/// Whether the instruction that begins with `code`, which is what the page has from there on, ends
+/// in the next page.
+pub(crate) fn straddles(code: &[u8], mode: Mode) -> bool {
+    if code.len() >= INSTRUCTION_BYTES {
+        return false;
+    }
+    let bitness = if mode.is_32bit() { 32 } else { 64 };
+    let mut decoder = Decoder::with_ip(bitness, code, 0, DecoderOptions::NONE);
+    decoder.decode().is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes
 }
 
 /// The arithmetic flags that are live at `target`, relative to the page, as far as a short look

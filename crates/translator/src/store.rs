@@ -1,7 +1,7 @@
 //! The translations of a vCPU: making, finding, linking and dropping them.
 
 use crate::asm::{Asm, Mem, NOT_EQUAL, RCX, Reg, relative};
-use crate::block::{Block, BlockId, Blocks, Key};
+use crate::block::{Block, BlockId, Blocks, Key, NO_SITE, Second};
 use crate::code_memory::CodeMemory;
 use crate::context::{Context, JUMP_CACHES, field, jump_fields, spill_slot};
 use crate::emit::{Emitted, Emitter, Gates};
@@ -74,6 +74,7 @@ impl Store {
         let mut gates = Gates {
             link: trampoline(Some(Reason::Link), field!(assist_gate)),
             indirect: [0; JUMP_CACHES],
+            address: [0; JUMP_CACHES],
             callout: trampoline(Some(Reason::Callout), field!(assist_gate)),
             miss: trampoline(Some(Reason::Memory), field!(assist_gate)),
             vectors: trampoline(None, field!(vectors_gate)),
@@ -81,7 +82,12 @@ impl Store {
         let unknown = trampoline(Some(Reason::Indirect), field!(assist_gate));
         for (slot, gate) in gates.indirect.iter_mut().enumerate() {
             *gate = asm.here();
-            ask_second_cache(&mut asm, slot, unknown);
+            ask_cache(&mut asm, JUMP_CACHES + slot, Some(SECOND_ROTATION), unknown);
+        }
+        for (slot, gate) in gates.address.iter_mut().enumerate() {
+            *gate = asm.here();
+            asm.store_field_imm(field!(argument), NO_SITE);
+            ask_cache(&mut asm, slot, None, gates.indirect[slot]);
         }
         let first = asm.here().next_multiple_of(ALIGNMENT);
         memory.write(0, &asm.code);
@@ -117,13 +123,15 @@ impl Store {
     }
 
     /// Translates the code at `key`, whose page has the bytes in `page`, at `linear`.
-    /// The page is `global` if it is there in every address space.
+    /// The page is `global` if it is there in every address space. If the first instruction
+    /// straddles its end, `page` goes on with bytes of the `second` one.
     pub(crate) fn translate(
         &mut self,
         key: Key,
-        page: &[u8; PAGE],
+        page: &[u8],
         linear: u64,
         global: bool,
+        second: Option<Second>,
     ) -> BlockId {
         let at = (key.offset % PAGE) as u16;
         let base = linear & !(PAGE as u64 - 1);
@@ -161,6 +169,7 @@ impl Store {
         self.starts.push((start as u32, id));
         let block = Block {
             key,
+            second,
             entry: start as u32,
             inner: emitted.inner,
             len: emitted.code.len() as u32,
@@ -198,6 +207,9 @@ impl Store {
         let exit = source.exits[usize::from(number)];
         if exit.linked.is_some() {
             return;
+        }
+        if target.is_guarded() {
+            return self.link_to_address(from, number);
         }
         let restored = source.scratch & !target.scratch;
         let spilled = target.scratch & !source.scratch;
@@ -238,6 +250,49 @@ impl Store {
         if let Some(target) = self.blocks.get_mut(to) {
             target.incoming.push((from, number));
         }
+    }
+
+    /// Lets exit `number` of block `from` ask the jump cache, for a target that is guarded.
+    /// Whatever becomes of the target, this stays right.
+    fn link_to_address(&mut self, from: BlockId, number: u8) {
+        let Some(source) = self.blocks.get(from) else {
+            return;
+        };
+        let exit = source.exits[usize::from(number)];
+        if exit.single {
+            // What is in the jump cache shares checks.
+            return;
+        }
+        let mut asm = Asm::new(self.used, Vec::new());
+        for register in 0..16 {
+            if source.scratch >> register & 1 != 0 {
+                asm.load_field(register, spill_slot(register));
+            }
+        }
+        asm.store_field(field!(saved_rcx), RCX);
+        let mode = source.key.mode;
+        if mode.is_relocatable() {
+            asm.load_field(RCX, field!(page));
+        } else {
+            asm.mov_imm(RCX, source.key.linear & !(PAGE as u64 - 1));
+        }
+        // Only exits to the block's own page are linked to what is guarded.
+        let target = Mem::base(RCX, exit.target as i32);
+        if mode.is_32bit() {
+            asm.lea32(RCX, target);
+        } else {
+            asm.lea(RCX, target);
+        }
+        asm.store_field(field!(pc), RCX);
+        asm.load_field(RCX, field!(saved_rcx));
+        asm.jmp(self.gates.address[exit.mode.slot()]);
+        let jump = exit.jump as usize;
+        let displacement = relative(jump, self.used);
+        self.memory.write(self.used, &asm.code);
+        self.memory.patch32(jump, displacement);
+        self.used = (self.used + asm.code.len()).next_multiple_of(ALIGNMENT);
+        self.counters.adapters += 1;
+        self.counters.linked += 1;
     }
 
     /// Drops the blocks in `ids`.
@@ -291,12 +346,12 @@ impl Store {
     }
 }
 
-/// Goes to the context's `pc` if the second jump cache of `slot` has it, else to `unknown`. All
-/// registers are the guest's.
-fn ask_second_cache(asm: &mut Asm, slot: usize, unknown: usize) {
+/// Goes to the context's `pc` if the jump cache `table` has it, else to `unknown`. All registers are
+/// the guest's. The index is the address, or its sum with itself rotated.
+fn ask_cache(asm: &mut Asm, table: usize, rotation: Option<u8>, unknown: usize) {
     const RAX: Reg = 0;
     const RDX: Reg = 2;
-    let (tags, hosts) = jump_fields(JUMP_CACHES + slot);
+    let (tags, hosts) = jump_fields(table);
     let restore = |asm: &mut Asm| {
         asm.load_field(RCX, field!(saved_rcx));
         asm.load_field(RAX, field!(saved_other));
@@ -306,9 +361,14 @@ fn ask_second_cache(asm: &mut Asm, slot: usize, unknown: usize) {
     asm.store_field(field!(saved_other), RAX);
     asm.store_field(field!(target), RDX);
     asm.load_field(RDX, field!(pc));
-    asm.rotate_right(RAX, RDX, SECOND_ROTATION);
-    asm.lea(RAX, Mem::sum(RAX, RDX, 0));
-    asm.pext(RAX, RAX, field!(jump_mask));
+    match rotation {
+        Some(count) => {
+            asm.rotate_right(RAX, RDX, count);
+            asm.lea(RAX, Mem::sum(RAX, RDX, 0));
+            asm.pext(RAX, RAX, field!(jump_mask));
+        }
+        None => asm.pext(RAX, RDX, field!(jump_mask)),
+    }
     asm.lea(RAX, Mem::sum(RAX, RAX, 0));
     asm.load_gs(RCX, Mem::scaled(RAX, 3, tags));
     asm.lea(RCX, Mem::sum(RCX, RDX, 0));

@@ -2,12 +2,12 @@
 #![expect(unsafe_code, reason = "enters translated code")]
 // UNSAFETY: calls of `gate::enter`, and signal handlers.
 
-use crate::block::{Block, BlockId, Key, NO_SITE, Site};
+use crate::block::{Block, BlockId, Key, NO_SITE, Second, Site};
 use crate::context::{Bell, ContextBox};
 use crate::gate::{self, Reason};
 use crate::lookup::Lookup;
 use crate::mode::Mode;
-use crate::plan::Strings;
+use crate::plan::{self, INSTRUCTION_BYTES, Strings};
 use crate::signals::{self, FaultRecord};
 use crate::store::{PAGE, Store, with_single};
 use crate::timer::{Ring, Timer};
@@ -117,7 +117,8 @@ pub(crate) struct TranslatorVcpu {
     record: Box<FaultRecord>,
     /// Host address of guest memory.
     pub(crate) ram: u64,
-    page: Box<[u8; PAGE]>,
+    /// A page of code, and what may be needed of the next.
+    page: Box<[u8; PAGE + INSTRUCTION_BYTES]>,
     pub(crate) counters: Counters,
 }
 
@@ -211,7 +212,7 @@ impl TranslatorVcpu {
             exit: None,
             record: Box::default(),
             ram,
-            page: Box::new([0; PAGE]),
+            page: Box::new([0; PAGE + INSTRUCTION_BYTES]),
             counters: Counters::default(),
         })
     }
@@ -349,8 +350,13 @@ impl TranslatorVcpu {
             mode: with_single(mode, single),
         };
         let block = match self.store.blocks.find(&key) {
-            Some(block) => block,
-            None => self.translate(key, linear, page.global),
+            Some(block) if self.is_whole(block, linear) => block,
+            Some(stale) => {
+                let context = &mut self.context;
+                self.store.drop_blocks(&[stale], &mut self.lookup, context);
+                self.translate(key, linear, page.global)?
+            }
+            None => self.translate(key, linear, page.global)?,
         };
         if let Some(taken) = taken {
             self.link(taken, block, &key);
@@ -364,16 +370,69 @@ impl TranslatorVcpu {
         Some(block)
     }
 
-    fn translate(&mut self, key: Key, linear: u64, global: bool) -> BlockId {
-        let page = key.offset / PAGE;
-        self.core.watch_code(page);
+    /// Whether all of the block at `linear` is where it was.
+    fn is_whole(&mut self, block: BlockId, linear: u64) -> bool {
+        let Some(block) = self.store.blocks.get(block) else {
+            return false;
+        };
+        let (second, mode) = (block.second, block.key.mode);
+        second.is_none_or(|second| {
+            let now = self.second_page(linear, mode);
+            now.is_some_and(|now| now.offset == second.offset)
+        })
+    }
+
+    /// The page behind that of `linear`; `None` if no instruction can go on there.
+    fn second_page(&mut self, linear: u64, mode: Mode) -> Option<Second> {
+        let next = (linear | (PAGE as u64 - 1)).checked_add(1)?;
+        let is_within = next >> 63 == linear >> 63 && !(mode.is_32bit() && next >> 32 != 0);
+        let page = is_within.then(|| self.core.code_page(next))??;
+        Some(Second {
+            offset: page.offset,
+            global: page.global,
+        })
+    }
+
+    /// Translates the block at `linear`. `None` if its first instruction is the interpreter's: it
+    /// goes on in a page from which nothing can be fetched.
+    fn translate(&mut self, key: Key, linear: u64, global: bool) -> Option<BlockId> {
+        let page = key.offset & !(PAGE - 1);
+        self.core.watch_code(page / PAGE);
+        let mut second = None;
+        if self.straddles(&key) {
+            let next = self.second_page(linear, key.mode)?;
+            self.core.watch_code(next.offset / PAGE);
+            second = Some(next);
+        }
         // Standing up may have changed permissions.
         self.apply_changes();
         if !self.store.has_room() {
             self.store.clear(&mut self.lookup, &mut self.context);
         }
-        self.core.ram().read(page * PAGE, &mut self.page[..]);
-        self.store.translate(key, &self.page, linear, global)
+        self.core.ram().read(page, &mut self.page[..PAGE]);
+        let mut bytes = PAGE;
+        if let Some(second) = second {
+            bytes += INSTRUCTION_BYTES;
+            let ram = self.core.ram();
+            ram.read(second.offset, &mut self.page[PAGE..bytes]);
+        }
+        if plan::straddles(&self.page[key.offset - page..PAGE], key.mode) != second.is_some() {
+            // Somebody writes there just now.
+            return None;
+        }
+        let code = &self.page[..bytes];
+        Some(self.store.translate(key, code, linear, global, second))
+    }
+
+    /// Whether the instruction at `key` ends in the next page.
+    fn straddles(&self, key: &Key) -> bool {
+        let room = PAGE - key.offset % PAGE;
+        if room >= INSTRUCTION_BYTES {
+            return false;
+        }
+        let mut code = [0; INSTRUCTION_BYTES];
+        self.core.ram().read(key.offset, &mut code[..room]);
+        plan::straddles(&code[..room], key.mode)
     }
 
     fn link(&mut self, taken: Taken, to: BlockId, key: &Key) {
@@ -628,9 +687,7 @@ impl TranslatorVcpu {
         }
         if !changes.all {
             for linear in changes.pages {
-                let ids = self.store.blocks.at_linear(linear);
-                let block = ids.first().and_then(|id| self.store.blocks.get(*id));
-                if let Some(offset) = block.map(|b| b.key.offset & !(PAGE - 1)) {
+                if let Some(offset) = self.store.blocks.place_of(linear) {
                     self.check_page(linear & !(PAGE as u64 - 1), offset);
                 }
             }

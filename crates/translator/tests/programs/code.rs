@@ -35,6 +35,13 @@ impl Code {
         self.raw(&[0; 4])
     }
 
+    /// Bytes of this value up to offset `end`.
+    pub(crate) fn fill_to(mut self, end: usize, byte: u8) -> Self {
+        assert!(self.bytes.len() <= end, "the code before is shorter");
+        self.bytes.resize(end, byte);
+        self
+    }
+
     /// `mov r64, value`; `register` below 8.
     pub(crate) fn set(self, register: u8, value: u64) -> Self {
         self.raw(&[0x48, 0xb8 + register]).raw(&value.to_le_bytes())

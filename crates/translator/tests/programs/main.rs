@@ -3,4 +3,5 @@
 
 mod code;
 mod guest;
+mod straddling;
 mod time;
