@@ -141,9 +141,10 @@ fn locked_increments(create: Create) {
         0x48, 0xff, 0xc9, // dec rcx
         0x75, 0xdc, // jne loop
     ];
-    let machine = Duet::new([CODE; 2], [[PASSES, 0, 0, 0, 0, 0]; 2]).run(create);
+    let passes = 20 * PASSES;
+    let machine = Duet::new([CODE; 2], [[passes, 0, 0, 0, 0, 0]; 2]).run(create);
     let sums = [0, 8, 16].map(|offset| word(&machine, SHARED + offset));
-    assert_eq!(sums, [2 * PASSES; 3]);
+    assert_eq!(sums, [2 * passes; 3]);
 }
 
 /// Who sees a flag sees what was written before it (SDM vol. 3, 10.2.3.2).
