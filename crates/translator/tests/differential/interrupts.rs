@@ -42,11 +42,15 @@ fn run_interrupted(machine: &mut Machine, trial: &Trial) -> Outcome {
             let mut handled = 0;
             while !stop.load(Ordering::Acquire) {
                 engine.send_message(MESSAGE.0, MESSAGE.1);
-                // One at a time, or a slow host does nothing else.
+                // One at a time, or a slow host does nothing else. One that came before the CPU
+                // was ready is lost.
                 let before = handled;
-                while handled == before && !stop.load(Ordering::Acquire) {
+                for _ in 0..10 {
                     std::thread::sleep(Duration::from_micros(random.below(60)));
                     handled = count(&memory);
+                    if handled != before {
+                        break;
+                    }
                 }
             }
         });
@@ -99,7 +103,7 @@ fn compare(tested: Create, mode: Mode) {
         );
     }
     assert!(
-        interrupts > 10 * CASES,
+        interrupts > 2 * CASES,
         "only {interrupts} interrupts were delivered"
     );
 }
