@@ -54,23 +54,28 @@ impl Place {
 fn guest(place: Place, change: &[u8], is_own: bool) -> (Guest, u64) {
     let mut guest = Guest::new(1);
     let space = guest.space();
-    // mov r9d, ROUNDS; again: call; dec r9d; jnz again; mov r12, rax
+    // mov ebx, 2; outer: mov r9d, ROUNDS; jmp again; again: call; dec r9d; jnz again; mov r12, r13;
+    // mov r13, rax; dec ebx; jz done; ...; jmp outer. The call after the change is in the block
+    // that made it all the time, and is linked.
     let mut code = Code::new()
+        .raw(&[0xbb, 2, 0, 0, 0])
+        .label("outer")
         .raw(&[0x41, 0xb9])
         .raw(&ROUNDS.to_le_bytes())
+        .branch(&[0xe9], "again")
         .label("again")
         .branch(&[0xe8], "straddling")
         .raw(&[0x41, 0xff, 0xc9])
         .branch(&[0x0f, 0x85], "again")
-        .raw(&[0x49, 0x89, 0xc4])
+        .raw(&[0x4d, 0x89, 0xec, 0x49, 0x89, 0xc5, 0xff, 0xcb])
+        .branch(&[0x0f, 0x84], "done")
         .raw(if place.cpl == 3 && !is_own {
             SYSCALL
         } else {
             change
         })
-        .branch(&[0xe8], "straddling")
-        // mov r13, rax
-        .raw(&[0x49, 0x89, 0xc5])
+        .branch(&[0xe9], "outer")
+        .label("done")
         .end(0);
     code = code.fill_to(STRADDLING, 0xcc).label("straddling");
     guest.write(FIRST, &code.raw(&[0xb8, 0x11]).finish());
@@ -136,7 +141,7 @@ fn the_second_page_may_go_away() {
         guest.change(0, |state| state.gpr[7] = KERNEL + entry);
         assert_eq!(guest.run(), End::Exception, "{place:?}");
         let state = guest.state(0);
-        assert_eq!(state.gpr[12], 0x4433_2211, "{place:?}");
+        assert_eq!(state.gpr[13], 0x4433_2211, "{place:?}");
         // The fault is that of the fetch, at the page's beginning.
         assert_eq!(state.cr2, place.linear + PAGE, "{place:?}");
         assert_eq!(state.rip, place.linear + STRADDLING as u64, "{place:?}");
