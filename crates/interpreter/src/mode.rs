@@ -16,7 +16,7 @@ pub struct Mode {
     /// Whether CR4.SMAP is set, so that for supervisor code RFLAGS.AC decides about the view.
     pub smap: bool,
     /// Whether ES, CS, SS and DS do nothing, so that an offset in any of them is the linear
-    /// address. Always so in 64-bit code. In 32-bit code: protected mode at CPL 0 or 3, and
+    /// address. So in 64-bit code at CPL 0 or 3. In 32-bit code: protected mode at CPL 0 or 3, and
     /// these four are usable, begin at 0 and end at 4 GiB; CS may be read, the others written,
     /// and the stack is a 32-bit one. Never so in 16-bit code.
     pub flat: bool,
@@ -80,7 +80,7 @@ impl Cpu {
 
     fn is_flat(&self) -> bool {
         match self.code_size {
-            CodeSize::Bits64 => true,
+            CodeSize::Bits64 => matches!(self.cpl, 0 | 3),
             CodeSize::Bits16 => false,
             CodeSize::Bits32 => {
                 let cs = self.segment(S::Cs);

@@ -17,7 +17,7 @@ pub(crate) const TLB_ENTRIES: usize = 4096;
 /// Views of the software TLB: supervisor with user pages, supervisor without, user.
 pub(crate) const TLB_VIEWS: usize = 3;
 /// Entries of a jump cache, a power of two.
-pub(crate) const JUMP_ENTRIES: usize = 1 << 16;
+pub(crate) const JUMP_ENTRIES: usize = 1 << 14;
 /// The bits of a guest address that index a jump cache.
 const JUMP_MASK: u64 = JUMP_ENTRIES as u64 - 1;
 /// Jump caches: one for each [`Mode::slot`](crate::mode::Mode::slot).
