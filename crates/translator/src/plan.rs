@@ -91,7 +91,7 @@ pub(crate) struct Plan {
 impl Plan {
     /// Plans the block that begins at offset `at` of a page whose code bytes are `page` and which is
     /// at `linear`, where that matters to the mode. If its first instruction
-    /// [straddles](straddles) the page's end, `page` has the first bytes of the next page too, and
+    /// [`straddles`] the page's end, `page` has the first bytes of the next page too, and
     /// the block is that instruction. If it can't be decoded, the interpreter is left to deal with
     /// it.
     ///

@@ -200,7 +200,7 @@ fn install() -> io::Result<()> {
     installed.map_err(io::Error::from_raw_os_error)
 }
 
-/// The handler of [`signal`].
+/// The handler of [`signal()`].
 extern "C" fn handler(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
     signals::clear_alignment_check();
     let armed = CURRENT.with(|current| current.load(Ordering::Acquire));
