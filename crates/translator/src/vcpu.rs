@@ -17,6 +17,7 @@ use engine::{DebugRequest, Exit, Platform, Vcpu};
 use interpreter::{Doorbell, InterpreterVcpu, Next, Remote};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use x86::{Rflags, SegmentRegister, VcpuState};
 
@@ -539,7 +540,15 @@ impl TranslatorVcpu {
 
     /// Whether the run loop has to look at something before translated code runs.
     pub(crate) fn is_disturbed(&mut self) -> bool {
-        self.core.has_changes() || !self.core.settle()
+        if self.core.has_changes() || !self.core.settle() {
+            return true;
+        }
+        if self.context.attention.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        // Nothing is left of what rang. What comes after the silence rings again.
+        self.bell.silence();
+        !self.core.settle()
     }
 
     /// The linear address of what is `offset` away from the page of a block at `linear`.
