@@ -94,9 +94,8 @@ impl TranslatorVcpu {
         }
         let mode = self.mode()?;
         let block = self.find(mode)?;
-        let entry = self.store.blocks.get(block)?.entry;
         self.context.pc = rip;
-        Some(self.store.memory.address(entry as usize) as u64)
+        self.store.entry(block)
     }
 
     /// Takes the guest's registers, so that translated code can be left.
@@ -132,15 +131,14 @@ impl TranslatorVcpu {
             return None;
         }
         let rip = self.core.rip();
-        let slot = self.mode()?.slot();
+        let mode = self.mode()?;
+        let slot = mode.slot();
         let host = match self.lookup.jump(&self.context, slot, rip) {
             Some(host) => host,
             None => {
                 self.missed = Some(Missed { slot, rip });
-                let mode = self.mode()?;
                 let block = self.find(mode)?;
-                let entry = self.store.blocks.get(block)?.entry;
-                self.store.memory.address(entry as usize) as u64
+                self.store.entry(block)?
             }
         };
         self.give_registers(0);

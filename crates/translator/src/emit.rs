@@ -233,27 +233,19 @@ impl<'a> Emitter<'a> {
     /// The instruction as it is.
     fn copy(&mut self, insn: &Insn) {
         if self.plan.mode.is_32bit() {
-            let instruction = widened(&insn.instruction);
-            if self.encode(&instruction) {
-                return;
-            }
-            unreachable!("instructions without memory operands have 64-bit forms");
+            return self.encode(&widened(&insn.instruction));
         }
         let bytes = &self.page[usize::from(insn.at)..usize::from(insn.next())];
         self.asm.bytes(bytes);
     }
 
-    /// Encodes `instruction`; whether it has an encoding.
-    fn encode(&mut self, instruction: &Instruction) -> bool {
+    /// Encodes `instruction`, which classification has found to have a 64-bit form.
+    fn encode(&mut self, instruction: &Instruction) {
         let code = std::mem::take(&mut self.asm.code);
-        let len = code.len();
         self.encoder.set_buffer(code);
         let result = self.encoder.encode(instruction, 0);
         self.asm.code = self.encoder.take_buffer();
-        if result.is_err() {
-            self.asm.code.truncate(len);
-        }
-        result.is_ok()
+        assert!(result.is_ok(), "no encoding for {instruction}");
     }
 
     /// Makes RCX free in a sequence that leaves the flags alone.
@@ -348,9 +340,14 @@ impl<'a> Emitter<'a> {
 
     fn callout(&mut self, number: usize, insn: &Insn) {
         let site = self.site(number, insn, 0, false);
-        let argument = self.argument(site);
+        self.ask(self.gates.callout, site);
+    }
+
+    /// Goes to `gate` for `place`, a site or an exit.
+    fn ask(&mut self, gate: usize, place: u8) {
+        let argument = self.argument(place);
         self.asm.store_field_imm(field!(argument), argument);
-        self.asm.jmp(self.gates.callout);
+        self.asm.jmp(gate);
     }
 
     /// Gives the registers in `registers` their guest values back.
@@ -363,12 +360,7 @@ impl<'a> Emitter<'a> {
     }
 
     fn cold_code(&mut self) {
-        let mut next = 0;
-        // Cold code may add more of it.
-        while next < self.cold.len() {
-            let cold =
-                std::mem::replace(&mut self.cold[next], Cold::Distant { from: 0, target: 0 });
-            next += 1;
+        for cold in std::mem::take(&mut self.cold) {
             match cold {
                 Cold::Miss {
                     from,
@@ -392,9 +384,7 @@ impl<'a> Emitter<'a> {
                     if restores_rcx {
                         self.return_rcx();
                     }
-                    let argument = self.argument(site);
-                    self.asm.store_field_imm(field!(argument), argument);
-                    self.asm.jmp(self.gates.callout);
+                    self.ask(self.gates.callout, site);
                 }
                 Cold::Strings {
                     from,
@@ -404,9 +394,7 @@ impl<'a> Emitter<'a> {
                     self.asm.set_target(from, self.asm.here());
                     self.asm.load_field(RCX, field!(saved_rcx));
                     self.asm.load_field(borrowed, field!(saved_other));
-                    let argument = self.argument(site);
-                    self.asm.store_field_imm(field!(argument), argument);
-                    self.asm.jmp(self.gates.callout);
+                    self.ask(self.gates.callout, site);
                 }
                 Cold::Counter {
                     from,
@@ -424,9 +412,7 @@ impl<'a> Emitter<'a> {
             self.exits[number].unlinked = here as u32;
             self.asm.set_target(self.exits[number].jump as usize, here);
             self.restore(self.plan.scratch_mask());
-            let argument = self.argument(number as u8);
-            self.asm.store_field_imm(field!(argument), argument);
-            self.asm.jmp(self.gates.link);
+            self.ask(self.gates.link, number as u8);
         }
     }
 

@@ -187,6 +187,12 @@ impl Store {
         self.blocks.insert(block, global)
     }
 
+    /// The host address at which block `id` is entered with all registers the guest's.
+    pub(crate) fn entry(&self, id: BlockId) -> Option<u64> {
+        let entry = self.blocks.get(id)?.entry;
+        Some(self.memory.address(entry as usize) as u64)
+    }
+
     /// The block whose code is at `position` of the cache.
     pub(crate) fn block_at(&self, position: usize) -> Option<&Block> {
         let position = position as u32;

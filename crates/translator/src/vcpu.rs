@@ -326,7 +326,7 @@ impl TranslatorVcpu {
         if self.core.direction_flag() {
             return None;
         }
-        let mode = Mode::now(&self.core.mode())?;
+        let mode = self.now()?;
         if mode.units() != self.units {
             self.units = mode.units();
             self.lookup.forget_jumps(&mut self.context);
@@ -363,8 +363,7 @@ impl TranslatorVcpu {
             self.link(taken, block, &key);
         }
         if let Some(missed) = missed {
-            let entry = self.store.blocks.get(block)?.entry as usize;
-            let host = self.store.memory.address(entry) as u64;
+            let host = self.store.entry(block)?;
             self.lookup
                 .fill_jump(&mut self.context, missed.slot, rip, host);
         }
@@ -522,7 +521,7 @@ impl TranslatorVcpu {
         if let Some(strings) = site.strings
             && before[1] != 0
             && self.core.rip() != rip
-            && Mode::now(&self.core.mode()) == Some(key.mode - Mode::SINGLE)
+            && self.now() == Some(key.mode - Mode::SINGLE)
         {
             self.look_up_strings(strings, key.mode, before[6], before[7]);
         }
@@ -535,7 +534,7 @@ impl TranslatorVcpu {
         self.core.rip() == self.address(key.linear, key.mode, offset.into())
             && !self.is_disturbed()
             && !self.core.direction_flag()
-            && Mode::now(&self.core.mode()) == Some(key.mode - Mode::SINGLE)
+            && self.now() == Some(key.mode - Mode::SINGLE)
     }
 
     /// Whether the run loop has to look at something before translated code runs.

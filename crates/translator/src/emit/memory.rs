@@ -4,7 +4,7 @@ use super::{Cold, Emitter, full_width, narrow_register, relocated, wide_register
 use crate::asm::{ABOVE, Mem, RCX, RSP, Reg, Width};
 use crate::block::Site;
 use crate::context::{TLB_ENTRIES, TlbEntry, field, tlb_field};
-use crate::plan::{Access, Base, Insn};
+use crate::plan::{Access, Base, Class, Insn};
 use iced_x86::{Instruction, OpKind, Register};
 use std::mem::offset_of;
 
@@ -57,10 +57,7 @@ impl Emitter<'_> {
         let moved = relocated(&insn.instruction, mem);
         match high_byte(&insn.instruction) {
             Some((operand, register)) => self.high_byte(&moved, operand, register),
-            None => {
-                let done = self.encode(&moved);
-                assert!(done, "no encoding for {} at {mem:?}", insn.instruction);
-            }
+            None => self.encode(&moved),
         }
     }
 
@@ -70,8 +67,7 @@ impl Emitter<'_> {
         let mut low = *instruction;
         low.set_op_register(operand, Register::AL + u32::from(register));
         self.asm.rotate_right(register, register, 8);
-        let done = self.encode(&low);
-        assert!(done, "no encoding for {low}");
+        self.encode(&low);
         self.asm.rotate_right(register, register, 56);
     }
 
@@ -124,7 +120,7 @@ impl Emitter<'_> {
         let disp = if insn.class.is_memory() {
             insn.instruction.memory_displacement64() as i32
         } else {
-            self.stack_disp(insn)
+            stack_disp(insn)
         };
         Some(match group.base {
             Base::Register(base) => Mem::sum(base, register, disp),
@@ -176,8 +172,7 @@ impl Emitter<'_> {
         } else {
             narrow_register(t1)
         });
-        let done = self.encode(&moved);
-        assert!(done, "no encoding for {}", insn.instruction);
+        self.encode(&moved);
     }
 
     /// The access of an instruction that uses the stack.
@@ -185,23 +180,10 @@ impl Emitter<'_> {
         if let Some(mem) = self.share_check(number, insn) {
             return mem;
         }
-        let size = if self.plan.mode.is_32bit() { 4 } else { 8 };
+        let size = self.slot_bytes();
         let disp = if write { -size } else { 0 };
         let address = Address::Plain(Mem::base(RSP, disp));
         self.check_one(number, insn, address, size as u16, write)
-    }
-
-    fn stack_disp(&self, insn: &Insn) -> i32 {
-        use crate::plan::Class;
-        match insn.class {
-            Class::Push | Class::PushFlags | Class::PushMemory | Class::Call(_)
-                if self.plan.mode.is_32bit() =>
-            {
-                -4
-            }
-            Class::Push | Class::PushFlags | Class::Call(_) => -8,
-            _ => 0,
-        }
     }
 
     /// Checks one access and returns its place.
@@ -330,9 +312,7 @@ impl Emitter<'_> {
             crosses = Some(self.asm.jcc_forward(ABOVE));
         }
         self.asm.store_field(field!(linear), t0);
-        let argument = self.argument(site);
-        self.asm.store_field_imm(field!(argument), argument);
-        self.asm.jmp(self.gates.miss);
+        self.ask(self.gates.miss, site);
         let Some(at) = single else {
             return;
         };
@@ -503,5 +483,13 @@ pub(super) fn alignment(instruction: &Instruction) -> u8 {
         }
         M::Cmpxchg16b => 16,
         _ => 1,
+    }
+}
+
+/// Where an instruction with a shared check, which is 64-bit code, accesses the stack.
+fn stack_disp(insn: &Insn) -> i32 {
+    match insn.class {
+        Class::Push | Class::PushFlags | Class::Call(_) => -8,
+        _ => 0,
     }
 }

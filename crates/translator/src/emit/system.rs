@@ -114,9 +114,7 @@ impl Emitter<'_> {
         }
         self.asm.load_field(RAX, field!(saved_other));
         self.asm.load_field(RDX, field!(target));
-        let argument = self.argument(site);
-        self.asm.store_field_imm(field!(argument), argument);
-        self.asm.jmp(self.gates.callout);
+        self.ask(self.gates.callout, site);
     }
 
     pub(super) fn cli(&mut self) {
