@@ -45,10 +45,9 @@ impl TranslatorVcpu {
         self.counters.links += 1;
         let argument = self.context.argument;
         let number = argument as u8;
-        let Some(from) = self.store.blocks.get(argument >> 8) else {
+        let Some((from, exit)) = self.store.exit(argument >> 8, number) else {
             unreachable!("the block that ran is there");
         };
-        let exit = from.exits[usize::from(number)];
         let rip = self.address(from.key.linear, from.key.mode, exit.target);
         self.counters.singles += u64::from(exit.single);
         self.taken = Some(Taken {
@@ -114,7 +113,9 @@ impl TranslatorVcpu {
             return None;
         }
         let (key, scratch) = (block.key, block.scratch);
-        let following = site.next.map(|p| (p, block.guest_offset(p)));
+        let following = site
+            .next
+            .map(|p| (p, block.guest_offset(&self.store.memory, p)));
         let done = self.run_site(&key, scratch, &site);
         self.context.reason = Reason::Left as u32;
         if let Err(exit) = done {
@@ -155,7 +156,6 @@ impl TranslatorVcpu {
             unreachable!("the site of a block that runs is there");
         };
         let view = block.key.mode.view();
-        let single = site.single.map(|exit| block.exits[usize::from(exit)].jump);
         let fits = linear as usize % PAGE + usize::from(site.size) <= PAGE;
         let operand = linear.wrapping_add(site.skew.into());
         if !operand.is_multiple_of(site.alignment.into()) {
@@ -169,6 +169,8 @@ impl TranslatorVcpu {
             return Some(self.store.memory.address(site.retry as usize) as u64);
         }
         // What stands behind a shared check must not run without it.
-        single.map(|jump| self.store.memory.address(jump as usize - 1) as u64)
+        let memory = &self.store.memory;
+        let single = block.exit(memory, site.single?);
+        Some(memory.address(single.jump as usize - 1) as u64)
     }
 }

@@ -116,16 +116,36 @@ impl CodeMemory {
     /// # Panics
     /// If they don't fit.
     pub(crate) fn write(&mut self, offset: usize, bytes: &[u8]) {
+        self.write_data(offset, bytes);
+        self.is_new = true;
+    }
+
+    /// Writes `bytes`, which are not to be executed, at `offset`.
+    ///
+    /// # Panics
+    /// If they don't fit.
+    pub(crate) fn write_data(&mut self, offset: usize, bytes: &[u8]) {
         let fits = offset <= self.capacity && bytes.len() <= self.capacity - offset;
         assert!(fits, "code fits the code memory");
         // SAFETY: in bounds, checked above. `&mut self` is the only access: the code does not
-        // run, as the thread that runs it is here. `bytes` is no part of the mapping, since no
-        // reference into it is ever made.
+        // run, as the thread that runs it is here. `bytes` is no part of the mapping, since
+        // references into it borrow `self`.
         unsafe {
             let to = self.writable.as_ptr().add(offset);
             ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
         }
-        self.is_new = true;
+    }
+
+    /// The `len` bytes at `offset`.
+    ///
+    /// # Panics
+    /// If they are out of bounds.
+    pub(crate) fn bytes(&self, offset: usize, len: usize) -> &[u8] {
+        let fits = offset <= self.capacity && len <= self.capacity - offset;
+        assert!(fits, "bytes of the code memory");
+        // SAFETY: in bounds, checked above, of a mapping that begins as zeros. It is written to
+        // through `&mut self` only.
+        unsafe { std::slice::from_raw_parts(self.writable.as_ptr().add(offset), len) }
     }
 
     /// Replaces the four bytes at `offset`, the displacement of a jump say, by one store. To be

@@ -313,9 +313,9 @@ impl<'a> Emitter<'a> {
             skew: 0,
             vectors: self.vectors_checked,
             works_on_vectors: insn.vectors,
-            strings: match insn.class {
-                Class::Strings(strings) => Some(strings),
-                _ => None,
+            string_pages: match insn.class {
+                Class::Strings(strings) => 1 + u8::from(strings.moves),
+                _ => 0,
             },
             single: None,
             moved: 0,

@@ -19,14 +19,50 @@ const JUMPS_MAX: usize = 2 * JUMP_ENTRIES;
 /// By how much an address is rotated before it is added to itself, for the second jump cache.
 pub(crate) const SECOND_ROTATION: u8 = 13;
 
+/// Bits of a [`PageFilter`], a power of two: some for each page of code that a large program runs.
+const FILTER_BITS: usize = 1 << 14;
+
+/// A set of linear pages that may also have others in it. Guests forget single pages all the time,
+/// of data nearly always, and should not have to wait for a look at every jump.
+struct PageFilter(Box<[u64; FILTER_BITS / 64]>);
+
+impl Default for PageFilter {
+    fn default() -> Self {
+        Self(Box::new([0; FILTER_BITS / 64]))
+    }
+}
+
+impl PageFilter {
+    /// The word and the bit of the page around `linear`.
+    fn place(linear: u64) -> (usize, u64) {
+        let hash = (linear >> 12 ^ linear >> 26) as usize % FILTER_BITS;
+        (hash / 64, 1 << (hash % 64))
+    }
+
+    fn insert(&mut self, linear: u64) {
+        let (word, bit) = Self::place(linear);
+        self.0[word] |= bit;
+    }
+
+    /// Whether the page around `linear` may have been inserted.
+    fn may_contain(&self, linear: u64) -> bool {
+        let (word, bit) = Self::place(linear);
+        self.0[word] & bit != 0
+    }
+
+    fn clear(&mut self) {
+        self.0.fill(0);
+    }
+}
+
 /// Lists of fills.
 #[derive(Default)]
 pub(crate) struct Lookup {
     /// Entries for the lower half of the linear address space, then for the upper one.
     pages: [Vec<(u8, u16)>; 2],
     jumps: [Vec<(u8, u16)>; 2],
-    /// Pages of lower-half entries in `jumps`, hashed.
-    jump_pages: [u64; 8],
+    /// The pages of each list in `jumps`.
+    jump_pages: [PageFilter; 2],
     pub(crate) fills: u64,
     pub(crate) jump_fills: u64,
 }
@@ -48,11 +84,6 @@ fn second_index(linear: u64) -> usize {
 /// begins in is one instruction.
 fn last_byte(linear: u64) -> u64 {
     linear.wrapping_add(INSTRUCTION_BYTES as u64 - 1)
-}
-
-fn page_bit(linear: u64) -> (usize, u64) {
-    let hash = (linear >> 12 ^ linear >> 21) as usize % 512;
-    (hash / 64, 1 << (hash % 64))
 }
 
 impl Lookup {
@@ -111,11 +142,8 @@ impl Lookup {
         let tag = linear.wrapping_neg();
         let entry = &mut context.jumps[table][index];
         let before = std::mem::replace(entry, JumpEntry { tag, host });
-        if linear >> 63 == 0 {
-            for byte in [linear, last_byte(linear)] {
-                let (word, bit) = page_bit(byte);
-                self.jump_pages[word] |= bit;
-            }
+        for byte in [linear, last_byte(linear)] {
+            self.jump_pages[half(linear)].insert(byte);
         }
         // One that is in use is listed already, under the half that it was in.
         let is_listed = before.tag != 0 && half(before.tag.wrapping_neg()) == half(linear);
@@ -153,12 +181,17 @@ impl Lookup {
         for (view, index) in self.pages[half].drain(..) {
             context.tlb[usize::from(view)][usize::from(index)] = TlbEntry::empty(index.into());
         }
+        self.forget_jumps_of(context, half);
+    }
+
+    fn forget_jumps_of(&mut self, context: &mut Context, half: usize) {
+        if self.jumps[half].is_empty() {
+            return;
+        }
         for (slot, index) in self.jumps[half].drain(..) {
             context.jumps[usize::from(slot)][usize::from(index)].tag = 0;
         }
-        if half == 0 {
-            self.jump_pages = [0; 8];
-        }
+        self.jump_pages[half].clear();
     }
 
     /// Forgets the 4 KiB around `linear`.
@@ -167,8 +200,7 @@ impl Lookup {
         for view in &mut context.tlb {
             view[index] = TlbEntry::empty(index);
         }
-        let (word, bit) = page_bit(linear);
-        if linear >> 63 == 0 && self.jump_pages[word] & bit == 0 {
+        if !self.jump_pages[half(linear)].may_contain(linear) {
             return;
         }
         let page = linear >> 12;
@@ -193,10 +225,9 @@ impl Lookup {
 
     /// Forgets all jumps: host addresses are about to be given to other code.
     pub(crate) fn forget_jumps(&mut self, context: &mut Context) {
-        for (slot, index) in self.jumps.iter_mut().flat_map(|list| list.drain(..)) {
-            context.jumps[usize::from(slot)][usize::from(index)].tag = 0;
+        for half in 0..2 {
+            self.forget_jumps_of(context, half);
         }
-        self.jump_pages = [0; 8];
     }
 
     /// Forgets the jumps that go to host addresses for which `is_stale`.

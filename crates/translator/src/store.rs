@@ -1,7 +1,10 @@
 //! The translations of a vCPU: making, finding, linking and dropping them.
 
 use crate::asm::{Asm, Mem, NOT_EQUAL, RCX, Reg, relative};
-use crate::block::{Block, BlockId, Blocks, Key, NO_SITE, Second};
+use crate::block::{
+    BLOCKS_MAX, Block, BlockId, Blocks, Exit, Key, NO_SITE, RECORD_ALIGNMENT, RECORD_MAX, Record,
+    Second,
+};
 use crate::code_memory::CodeMemory;
 use crate::context::{Context, JUMP_CACHES, field, jump_fields, spill_slot};
 use crate::emit::{Emitted, Emitter, Gates};
@@ -25,6 +28,7 @@ pub(crate) struct Counters {
     pub(crate) translated: u64,
     pub(crate) translated_insns: u64,
     pub(crate) translated_bytes: u64,
+    pub(crate) record_bytes: u64,
     pub(crate) linked: u64,
     pub(crate) adapters: u64,
     pub(crate) invalidated: u64,
@@ -36,19 +40,19 @@ pub(crate) struct Store {
     pub(crate) memory: CodeMemory,
     pub(crate) gates: Gates,
     pub(crate) blocks: Blocks,
-    /// Blocks by the offset in the cache at which they begin, in ascending order; also those that
-    /// were dropped.
-    starts: Vec<(u32, BlockId)>,
     /// The first byte that is free, and where the first block began.
     used: usize,
     first: usize,
+    /// The last block's record: records fill the cache from its end.
+    records: usize,
     classifier: Classifier,
     encoder: Encoder,
     /// Memory that translations use one after the other.
     insns: Vec<Insn>,
     emitted: Emitted,
+    record: Vec<u8>,
     perf_map: Option<PerfMap>,
-    /// Changes whenever a block is dropped, and with it the meaning of its number.
+    /// Changes when the cache is emptied, and with it the meaning of blocks' numbers.
     pub(crate) generation: u64,
     pub(crate) counters: Counters,
 }
@@ -91,6 +95,7 @@ impl Store {
         }
         let first = asm.here().next_multiple_of(ALIGNMENT);
         memory.write(0, &asm.code);
+        let records = memory.capacity();
         // Entry 0 matches address 0, and everything while somebody rings.
         for cache in &mut context.jumps {
             cache[0].host = memory.address(unknown) as u64;
@@ -99,13 +104,14 @@ impl Store {
             memory,
             gates,
             blocks: Blocks::default(),
-            starts: Vec::new(),
             used: first,
             first,
+            records,
             classifier: Classifier::new(),
             encoder: Encoder::new(64),
             insns: Vec::new(),
             emitted: Emitted::default(),
+            record: Vec::new(),
             generation: 0,
             perf_map: perf_map.then(PerfMap::create).transpose()?,
             counters: Counters::default(),
@@ -114,12 +120,29 @@ impl Store {
 
     /// Whether there is room for a block. If not, [`Store::clear`] makes some.
     pub(crate) fn has_room(&self) -> bool {
-        self.memory.capacity() - self.used >= BLOCK_MAX
+        let is_free = self.records - self.used >= BLOCK_MAX + RECORD_MAX;
+        is_free && (self.blocks.next_id() as usize) < BLOCKS_MAX
     }
 
-    /// Bytes of code.
+    /// Bytes of code and records.
     pub(crate) fn used(&self) -> usize {
-        self.used
+        self.used + self.memory.capacity() - self.records
+    }
+
+    /// The block with `key`.
+    pub(crate) fn find(&self, key: &Key) -> Option<BlockId> {
+        self.blocks.find(&self.memory, key)
+    }
+
+    /// Block `id`, unless it was dropped.
+    pub(crate) fn block(&self, id: BlockId) -> Option<Block> {
+        self.blocks.get(&self.memory, id)
+    }
+
+    /// Exit `number` of block `id`, unless that was dropped.
+    pub(crate) fn exit(&self, id: BlockId, number: u8) -> Option<(Block, Exit)> {
+        let block = self.block(id)?;
+        Some((block, block.exit(&self.memory, number)))
     }
 
     /// Translates the code at `key`, whose page has the bytes in `page`, at `linear`.
@@ -166,7 +189,6 @@ impl Store {
                 format_args!("guest {linear:#x}"),
             );
         }
-        self.starts.push((start as u32, id));
         let block = Block {
             key,
             second,
@@ -175,31 +197,38 @@ impl Store {
             len: emitted.code.len() as u32,
             scratch: plan.scratch_mask(),
             flags_live: plan.flags_live,
-            insns: emitted.insns.as_slice().into(),
-            sites: emitted.sites.as_slice().into(),
-            exits: emitted.exits.as_slice().into(),
-            incoming: Vec::new(),
+            record: Record::NONE,
         };
+        self.record.clear();
+        Blocks::pack(
+            &mut self.record,
+            &block,
+            &emitted.insns,
+            &emitted.sites,
+            &emitted.exits,
+        );
+        self.records = (self.records - self.record.len()) & !(RECORD_ALIGNMENT - 1);
+        assert!(self.records >= self.used, "a record fits its bound");
+        self.memory.write_data(self.records, &self.record);
+        self.counters.record_bytes += self.record.len() as u64;
         emitted.clear();
         self.emitted = emitted;
         self.insns = plan.insns;
         self.insns.clear();
-        self.blocks.insert(block, global)
+        let position = self.records as u32;
+        self.blocks.insert(&mut self.memory, position, global);
+        id
     }
 
     /// The host address at which block `id` is entered with all registers the guest's.
     pub(crate) fn entry(&self, id: BlockId) -> Option<u64> {
-        let entry = self.blocks.get(id)?.entry;
+        let entry = self.block(id)?.entry;
         Some(self.memory.address(entry as usize) as u64)
     }
 
     /// The block whose code is at `position` of the cache.
-    pub(crate) fn block_at(&self, position: usize) -> Option<&Block> {
-        let position = position as u32;
-        let after = self.starts.partition_point(|(start, _)| *start <= position);
-        let (start, id) = self.starts[after.checked_sub(1)?];
-        let block = self.blocks.get(id).filter(|b| b.entry == start)?;
-        (position < block.entry + block.len).then_some(block)
+    pub(crate) fn block_at(&self, position: usize) -> Option<Block> {
+        self.blocks.at(&self.memory, position as u32)
     }
 
     /// Lets exit `number` of block `from` go to block `to` without a detour.
@@ -207,15 +236,14 @@ impl Store {
         if !self.has_room() {
             return;
         }
-        let (Some(source), Some(target)) = (self.blocks.get(from), self.blocks.get(to)) else {
+        let (Some((source, exit)), Some(target)) = (self.exit(from, number), self.block(to)) else {
             return;
         };
-        let exit = source.exits[usize::from(number)];
-        if exit.linked.is_some() {
+        if exit.linked {
             return;
         }
         if target.is_guarded() {
-            return self.link_to_address(from, number);
+            return self.link_to_address(&source, &exit);
         }
         let restored = source.scratch & !target.scratch;
         let spilled = target.scratch & !source.scratch;
@@ -250,21 +278,12 @@ impl Store {
         self.counters.linked += 1;
         let displacement = relative(exit.jump as usize, destination);
         self.memory.patch32(exit.jump as usize, displacement);
-        if let Some(source) = self.blocks.get_mut(from) {
-            source.exits[usize::from(number)].linked = Some(to);
-        }
-        if let Some(target) = self.blocks.get_mut(to) {
-            target.incoming.push((from, number));
-        }
+        source.set_linked(&mut self.memory, number, &target);
     }
 
-    /// Lets exit `number` of block `from` ask the jump cache, for a target that is guarded.
-    /// Whatever becomes of the target, this stays right.
-    fn link_to_address(&mut self, from: BlockId, number: u8) {
-        let Some(source) = self.blocks.get(from) else {
-            return;
-        };
-        let exit = source.exits[usize::from(number)];
+    /// Lets an exit of block `source` ask the jump cache, for a target that is guarded. Whatever
+    /// becomes of the target, this stays right.
+    fn link_to_address(&mut self, source: &Block, exit: &Exit) {
         if exit.single {
             // What is in the jump cache shares checks.
             return;
@@ -311,30 +330,18 @@ impl Store {
         if ids.is_empty() {
             return;
         }
-        self.generation += 1;
         let mut entries = Vec::new();
         for id in ids {
-            let Some(block) = self.blocks.remove(*id) else {
+            let Some(block) = self.blocks.remove(&mut self.memory, *id) else {
                 continue;
             };
             self.counters.invalidated += 1;
             entries.push(self.memory.address(block.entry as usize) as u64);
-            for (from, number) in &block.incoming {
-                let Some(source) = self.blocks.get_mut(*from) else {
-                    continue;
-                };
-                let exit = &mut source.exits[usize::from(*number)];
-                if exit.linked == Some(*id) {
-                    exit.linked = None;
-                    let displacement = relative(exit.jump as usize, exit.unlinked as usize);
-                    self.memory.patch32(exit.jump as usize, displacement);
-                }
-            }
-            for (number, exit) in block.exits.iter().enumerate() {
-                if let Some(target) = exit.linked.and_then(|t| self.blocks.get_mut(t)) {
-                    let link = (*id, number as u8);
-                    target.incoming.retain(|i| *i != link);
-                }
+            // The exits of dropped blocks are among them, and do no harm: nothing takes their
+            // place before the cache is emptied.
+            while let Some(exit) = block.take_incoming(&mut self.memory) {
+                let displacement = relative(exit.jump as usize, exit.unlinked as usize);
+                self.memory.patch32(exit.jump as usize, displacement);
             }
         }
         entries.sort_unstable();
@@ -346,8 +353,8 @@ impl Store {
         self.counters.flushes += 1;
         self.generation += 1;
         self.blocks.clear();
-        self.starts.clear();
         self.used = self.first;
+        self.records = self.memory.capacity();
         lookup.forget_jumps(context);
     }
 }

@@ -7,7 +7,7 @@ use crate::context::{Bell, ContextBox};
 use crate::gate::{self, Reason};
 use crate::lookup::Lookup;
 use crate::mode::Mode;
-use crate::plan::{self, INSTRUCTION_BYTES, Strings};
+use crate::plan::{self, INSTRUCTION_BYTES};
 use crate::signals::{self, FaultRecord};
 use crate::store::{PAGE, Store, with_single};
 use crate::timer::{Ring, Timer};
@@ -156,6 +156,7 @@ impl Vcpu for TranslatorVcpu {
             ("translated blocks", store.translated),
             ("translated instructions", store.translated_insns),
             ("translated bytes", store.translated_bytes),
+            ("bytes of blocks' records", store.record_bytes),
             ("blocks in the cache", self.store.blocks.len() as u64),
             ("bytes of the cache in use", self.store.used() as u64),
             ("links", store.linked),
@@ -278,7 +279,7 @@ impl TranslatorVcpu {
                 }
                 continue;
             };
-            let entry = self.store.blocks.get(block).map_or(0, |b| b.entry);
+            let entry = self.store.block(block).map_or(0, |b| b.entry);
             self.context.pc = self.core.rip();
             let mut next = Some(Entry {
                 position: entry,
@@ -350,7 +351,7 @@ impl TranslatorVcpu {
             linear: if mode.is_relocatable() { 0 } else { linear },
             mode: with_single(mode, single),
         };
-        let block = match self.store.blocks.find(&key) {
+        let block = match self.store.find(&key) {
             Some(block) if self.is_whole(block, linear) => block,
             Some(stale) => {
                 let context = &mut self.context;
@@ -372,7 +373,7 @@ impl TranslatorVcpu {
 
     /// Whether all of the block at `linear` is where it was.
     fn is_whole(&mut self, block: BlockId, linear: u64) -> bool {
-        let Some(block) = self.store.blocks.get(block) else {
+        let Some(block) = self.store.block(block) else {
             return false;
         };
         let (second, mode) = (block.second, block.key.mode);
@@ -437,13 +438,12 @@ impl TranslatorVcpu {
 
     fn link(&mut self, taken: Taken, to: BlockId, key: &Key) {
         if taken.generation != self.store.generation {
-            // Its number may be another block's by now.
+            // Its number may be another block's.
             return;
         }
-        let Some(from) = self.store.blocks.get(taken.from) else {
+        let Some((from, exit)) = self.store.exit(taken.from, taken.exit) else {
             return;
         };
-        let exit = &from.exits[usize::from(taken.exit)];
         let same_mode = exit.mode == key.mode - Mode::SINGLE;
         // A jump inside of a page stays in the page of memory that it is from.
         let in_page = (0..PAGE as i64).contains(&exit.target);
@@ -483,14 +483,14 @@ impl TranslatorVcpu {
     }
 
     /// The block and the site that the context's argument names.
-    pub(crate) fn site(&self) -> Option<(&Block, Site)> {
+    pub(crate) fn site(&self) -> Option<(Block, Site)> {
         let argument = self.context.argument;
         if argument == NO_SITE {
             return None;
         }
-        let block = self.store.blocks.get(argument >> 8)?;
-        let site = block.sites.get((argument & 0xff) as usize)?;
-        Some((block, *site))
+        let block = self.store.block(argument >> 8)?;
+        let site = block.site(&self.store.memory, argument as u8)?;
+        Some((block, site))
     }
 
     /// Lets the interpreter execute the instruction of a site that works on vector registers,
@@ -500,7 +500,9 @@ impl TranslatorVcpu {
             unreachable!("the site of a block that ran is there");
         };
         let (key, scratch) = (block.key, block.scratch);
-        let following = site.next.map(|p| (p, block.guest_offset(p)));
+        let following = site
+            .next
+            .map(|p| (p, block.guest_offset(&self.store.memory, p)));
         self.vectors_to_core();
         self.run_site(&key, scratch, &site)?;
         let goes_on = following.filter(|(_, offset)| self.may_resume(&key, *offset));
@@ -518,12 +520,12 @@ impl TranslatorVcpu {
         self.core.set_rip(rip);
         let before = *self.core.gpr();
         self.core.run_instruction()?;
-        if let Some(strings) = site.strings
+        if site.string_pages != 0
             && before[1] != 0
             && self.core.rip() != rip
             && self.now() == Some(key.mode - Mode::SINGLE)
         {
-            self.look_up_strings(strings, key.mode, before[6], before[7]);
+            self.look_up_strings(site.string_pages, key.mode, before[6], before[7]);
         }
         Ok(())
     }
@@ -611,10 +613,10 @@ impl TranslatorVcpu {
         self.core.set_kernel_gs_base(context.kernel_gs_base);
     }
 
-    /// Lets the next STOS or MOVS find the pages in the TLB that this one used.
-    fn look_up_strings(&mut self, strings: Strings, mode: Mode, rsi: u64, rdi: u64) {
+    /// Lets the next STOS or MOVS find in the TLB the `pages` that this one used.
+    fn look_up_strings(&mut self, pages: u8, mode: Mode, rsi: u64, rdi: u64) {
         // What was written is dirty already: to look whether it may be written sets no bit.
-        for linear in [rdi, rsi].into_iter().take(1 + usize::from(strings.moves)) {
+        for linear in [rdi, rsi].into_iter().take(pages.into()) {
             if let Some(page) = self.core.data_page(linear, false) {
                 let host = self.ram + page.offset as u64;
                 self.lookup
@@ -632,7 +634,7 @@ impl TranslatorVcpu {
             Some((
                 block.key,
                 block.scratch,
-                block.guest_offset(position as u32),
+                block.guest_offset(&self.store.memory, position as u32),
             ))
         });
         let Some((key, scratch, offset)) = found.filter(|(_, _, offset)| *offset != u16::MAX)
@@ -683,40 +685,35 @@ impl TranslatorVcpu {
             self.store.clear(&mut self.lookup, context);
         } else {
             for page in changes.code {
-                let stale = self.store.blocks.in_page(page);
+                let stale = self.store.blocks.in_page(&self.store.memory, page);
                 self.store
                     .drop_blocks(&stale, &mut self.lookup, &mut self.context);
             }
         }
         if changes.all || changes.locals {
-            for (linear, offset) in self.store.blocks.linear_pages(!changes.all) {
-                self.check_page(linear, offset);
+            for linear in self.store.blocks.linear_pages(!changes.all) {
+                self.check_page(linear);
             }
         }
         if !changes.all {
             for linear in changes.pages {
-                if let Some(offset) = self.store.blocks.place_of(linear) {
-                    self.check_page(linear & !(PAGE as u64 - 1), offset);
+                if self.store.blocks.depend_on(linear) {
+                    self.check_page(linear & !(PAGE as u64 - 1));
                 }
             }
         }
     }
 
-    /// Drops the blocks that depend on being at `linear` if that is no longer at `offset` of
-    /// memory. Links between kernel pages depend on it; those of the lower half don't exist.
-    fn check_page(&mut self, linear: u64, offset: usize) {
+    /// Drops the blocks that depend on being at `linear` if that is elsewhere in memory now. Links
+    /// between kernel pages depend on it; those of the lower half don't exist.
+    fn check_page(&mut self, linear: u64) {
         if linear >> 63 == 0 {
             return;
         }
-        let is_there = self
-            .core
-            .code_page(linear)
-            .is_some_and(|p| p.offset == offset);
-        if !is_there {
-            let stale = self.store.blocks.at_linear(linear);
-            self.store
-                .drop_blocks(&stale, &mut self.lookup, &mut self.context);
-        }
+        let offset = self.core.code_page(linear).map(|p| p.offset);
+        let store = &mut self.store;
+        let stale = store.blocks.displaced(&store.memory, linear, offset);
+        store.drop_blocks(&stale, &mut self.lookup, &mut self.context);
     }
 
     fn vectors_to_core(&mut self) {

@@ -27,7 +27,7 @@ impl Emitter<'_> {
             mode: self.plan.mode - Mode::SINGLE,
             single,
             polls: target <= i64::from(at),
-            linked: None,
+            linked: false,
         });
         (self.exits.len() - 1) as u8
     }
