@@ -41,6 +41,21 @@ pub struct DataPage {
     pub writable: bool,
 }
 
+/// What SYSCALL and SYSRET do between 64-bit code, as long as nobody changes their MSRs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Crossings {
+    /// Whether they do not raise #UD.
+    pub enabled: bool,
+    /// Where SYSCALL goes.
+    pub entry: u64,
+    /// The bits of RFLAGS that it clears.
+    pub cleared: u64,
+    /// The selectors of CS and SS that it sets.
+    pub kernel: [u16; 2],
+    /// The selectors of CS and SS that SYSRET sets.
+    pub user: [u16; 2],
+}
+
 /// Registers.
 impl InterpreterVcpu {
     /// This vCPU's number.
@@ -159,6 +174,23 @@ impl InterpreterVcpu {
     pub fn set_kernel_gs_base(&mut self, base: u64) {
         debug_assert!(self.cpu.canonical(base));
         self.cpu.syscall.kernel_gs_base = base;
+    }
+
+    /// What SYSCALL and SYSRET do between 64-bit code.
+    #[inline(always)]
+    pub fn crossings(&self) -> Crossings {
+        self.cpu.crossings()
+    }
+
+    /// Does what SYSCALL from 64-bit code does with CPL, CS and SS, or, if to `user`, SYSRET to
+    /// 64-bit code, and sets the flags that are not arithmetic from `flags`. Whoever sets IF looks
+    /// at [`InterpreterVcpu::interrupt_waits`].
+    pub fn cross(&mut self, user: bool, flags: u64) {
+        let others = Rflags::from_bits_retain(!Rflags::STATUS.bits());
+        let flags = Rflags::from_bits_retain(flags) | Rflags::FIXED;
+        self.cpu.flags.set_system(others, false);
+        self.cpu.flags.set_system(flags & others, true);
+        self.cpu.cross(user);
     }
 
     /// x87, MMX and vector registers.

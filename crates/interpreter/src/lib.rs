@@ -50,7 +50,7 @@ mod testing;
 mod tlb;
 mod vcpu;
 
-pub use borrow::{CodePage, DataPage};
+pub use borrow::{CodePage, Crossings, DataPage};
 pub use interpreter::{Interpreter, NewError};
 pub use journal::Changes;
 pub use mailbox::{Doorbell, Remote};

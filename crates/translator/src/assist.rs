@@ -25,6 +25,7 @@ pub(crate) extern "C" fn assist(vcpu: *mut TranslatorVcpu) -> u64 {
 
 impl TranslatorVcpu {
     fn assist(&mut self) -> Option<u64> {
+        self.take_crossing();
         match Reason::new(self.context.reason) {
             Reason::Link => self.follow_exit(),
             Reason::Indirect => self.follow_jump(),

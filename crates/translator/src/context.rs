@@ -6,6 +6,7 @@
 )]
 // UNSAFETY: owns one anonymous mapping, valid as all zeros, for as long as the `Context` lives.
 
+use crate::crossing::Crossing;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -125,6 +126,10 @@ pub(crate) struct Context {
     /// Addresses of the gates, see [`crate::gate`].
     pub(crate) assist_gate: u64,
     pub(crate) vectors_gate: u64,
+    /// Addresses of [`crate::crossing`]'s code.
+    pub(crate) syscall_gate: u64,
+    pub(crate) sysret_gate: u64,
+    pub(crate) crossing: Crossing,
     /// The vCPU, for [`crate::assist::assist`], while translated code runs.
     pub(crate) vcpu: u64,
     /// The guest's x87, SSE and AVX registers when they are not in the host's.

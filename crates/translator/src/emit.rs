@@ -219,6 +219,8 @@ impl<'a> Emitter<'a> {
             Class::Cli => self.cli(),
             Class::Sti => self.sti(number, insn),
             Class::SwapGs => self.swap_gs(),
+            Class::SystemCall => self.system_call(number, insn),
+            Class::SystemReturn => self.system_return(number, insn),
             Class::PushFlags => self.push_flags(number, insn),
             Class::PushMemory => self.push_memory(number, insn),
             Class::Access(on) => self.set_access(number, insn, on),

@@ -6,6 +6,7 @@ mod block;
 mod code_memory;
 mod context;
 mod counter;
+mod crossing;
 mod emit;
 mod gate;
 mod lookup;

@@ -63,8 +63,15 @@ impl Mode {
 
     /// The jump cache for code in this mode. The units' bits have no part in it: when they
     /// change, the caches are emptied.
-    pub(crate) fn slot(self) -> usize {
-        usize::from(self.bits() & 7)
+    pub(crate) const fn slot(self) -> usize {
+        (self.bits() & 7) as usize
+    }
+
+    /// 64-bit code at CPL 0 with RFLAGS.AC clear, but for the units' bits.
+    pub(crate) fn kernel64(smap: bool) -> Self {
+        let mut mode = Self::empty();
+        mode.set(Self::USER_PAGES, !smap);
+        mode
     }
 
     /// The bits that seldom change, and that no jump cache tells apart.

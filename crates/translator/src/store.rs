@@ -7,6 +7,7 @@ use crate::block::{
 };
 use crate::code_memory::CodeMemory;
 use crate::context::{Context, JUMP_CACHES, field, jump_fields, spill_slot};
+use crate::crossing;
 use crate::emit::{Emitted, Emitter, Gates};
 use crate::gate::{self, Reason};
 use crate::lookup::{Lookup, SECOND_ROTATION};
@@ -66,6 +67,8 @@ impl Store {
         let mut memory = CodeMemory::new(capacity)?;
         context.assist_gate = gate::assist as *const () as u64;
         context.vectors_gate = gate::load_vectors as *const () as u64;
+        context.syscall_gate = crossing::syscall as *const () as u64;
+        context.sysret_gate = crossing::sysret as *const () as u64;
         let mut asm = Asm::new(0, Vec::new());
         let mut trampoline = |reason: Option<Reason>, gate: i32| {
             let here = asm.here();
@@ -93,6 +96,8 @@ impl Store {
             asm.store_field_imm(field!(argument), NO_SITE);
             ask_cache(&mut asm, slot, None, gates.indirect[slot]);
         }
+        let user_miss = memory.address(gates.indirect[Mode::USER.slot()]);
+        context.crossing.set_up(user_miss as u64);
         let first = asm.here().next_multiple_of(ALIGNMENT);
         memory.write(0, &asm.code);
         let records = memory.capacity();

@@ -471,6 +471,7 @@ impl TranslatorVcpu {
 
     /// Deals with what made translated code leave. Returns where it goes on at once, if it does.
     fn leave(&mut self) -> Result<Option<Entry>, Exit> {
+        self.take_crossing();
         if let Some(exit) = self.exit.take() {
             return Err(exit);
         }
@@ -592,6 +593,7 @@ impl TranslatorVcpu {
         context.kernel_gs_base = self.core.kernel_gs_base();
         context.tsc_offset = self.core.tsc_offset();
         context.tsc_aux = self.core.tsc_aux();
+        self.give_crossing();
     }
 
     /// Takes the guest's registers out of the context, where those in `scratch` are spilled.

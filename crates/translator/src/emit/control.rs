@@ -51,7 +51,7 @@ impl Emitter<'_> {
     }
 
     /// The linear address of `target` into a register.
-    fn load_target(&mut self, to: Reg, target: i64) {
+    pub(super) fn load_target(&mut self, to: Reg, target: i64) {
         if self.plan.mode.is_relocatable() {
             self.asm.load_field(to, field!(page));
             // Branches reach 2 GiB either way.

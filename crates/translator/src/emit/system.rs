@@ -136,6 +136,27 @@ impl Emitter<'_> {
             .store_field_imm(field!(interrupt_flag), Rflags::IF.bits() as u32);
     }
 
+    /// SYSCALL, by [`crate::crossing::syscall`].
+    pub(super) fn system_call(&mut self, number: usize, insn: &Insn) {
+        let t0 = self.temporary(0);
+        self.load_target(t0, insn.next().into());
+        self.asm.store_field(field!(target), t0);
+        self.cross(number, insn, field!(syscall_gate));
+    }
+
+    /// SYSRET, by [`crate::crossing::sysret`].
+    pub(super) fn system_return(&mut self, number: usize, insn: &Insn) {
+        self.cross(number, insn, field!(sysret_gate));
+    }
+
+    fn cross(&mut self, number: usize, insn: &Insn, gate: i32) {
+        let site = self.site(number, insn, 0, false);
+        self.restore(self.plan.scratch_mask());
+        let argument = self.argument(site);
+        self.asm.store_field_imm(field!(argument), argument);
+        self.asm.jmp_field(gate);
+    }
+
     pub(super) fn swap_gs(&mut self) {
         let (t0, t1) = (self.temporary(0), self.temporary(1));
         self.asm.load_field(t0, field!(gs_base));

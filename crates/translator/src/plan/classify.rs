@@ -45,6 +45,10 @@ pub(crate) enum Class {
     Sti,
     /// SWAPGS at CPL 0.
     SwapGs,
+    /// SYSCALL in 64-bit code at CPL 3.
+    SystemCall,
+    /// SYSRET at CPL 0, to 64-bit code.
+    SystemReturn,
     /// PUSHFQ.
     PushFlags,
     /// PUSH of memory.
@@ -104,6 +108,8 @@ impl Class {
                 | C::JumpIndirect
                 | C::Return(_)
                 | C::Access(_)
+                | C::SystemCall
+                | C::SystemReturn
                 | C::End
         )
     }
@@ -126,6 +132,7 @@ impl Class {
         use Class as C;
         match self {
             C::Copy | C::Nothing | C::Callout | C::End | C::Cli | C::Sti | C::ReadSegment => false,
+            C::SystemReturn => false,
             C::Jump(target) | C::Branch(target) | C::Count(target) => !(0..4096).contains(&target),
             _ => true,
         }
@@ -313,6 +320,8 @@ fn control_class(instruction: &Instruction, mode: Mode) -> Class {
             Code::Jrcxz_rel8_64 | Code::Jecxz_rel8_64 | Code::Loop_rel8_64_RCX if is_near => {
                 Class::Count(target())
             }
+            Code::Syscall if mode.contains(Mode::USER) && !mode.is_32bit() => Class::SystemCall,
+            Code::Sysretq if !mode.contains(Mode::USER) && !mode.is_32bit() => Class::SystemReturn,
             Code::Retnq if !mode.is_32bit() => Class::Return(0),
             Code::Retnq_imm16 if !mode.is_32bit() => Class::Return(instruction.immediate16()),
             Code::Retnd if mode.is_32bit() => Class::Return(0),

@@ -1,6 +1,7 @@
 //! SYSCALL, SYSRET, SYSENTER and SYSEXIT, where the vendors differ: by the vendor that CPUID
 //! shows (SDM vol. 2; APM vol. 3).
 
+use crate::borrow::Crossings;
 use crate::cpu::{Cpu, Result};
 use crate::op::{Handler, Op};
 use iced_x86::{Code, Instruction, Mnemonic as M};
@@ -46,7 +47,42 @@ impl Cpu {
     fn set_flat_segments(&mut self, cs: u16, ss: u16, size: u16, cpl: u8) {
         self.segments[SegmentRegister::Ss as usize] = flat(ss, DATA | BIG, cpl);
         self.set_code_segment(flat(cs, CODE | size, cpl), cpl);
-        self.attend();
+    }
+
+    /// The selectors of CS and SS after SYSCALL, before their RPL becomes 0.
+    #[inline]
+    fn syscall_selectors(&self) -> [u16; 2] {
+        let cs = (self.syscall.star >> 32) as u16 & !3;
+        [cs, cs.wrapping_add(8)]
+    }
+
+    /// The selectors of CS and SS after SYSRET to 64-bit code, before their RPL becomes 3.
+    #[inline]
+    fn sysret_selectors(&self) -> [u16; 2] {
+        let base = (self.syscall.star >> 48) as u16;
+        [base.wrapping_add(16), base.wrapping_add(8)]
+    }
+
+    /// What SYSCALL and SYSRET do between 64-bit code.
+    #[inline]
+    pub(crate) fn crossings(&self) -> Crossings {
+        let with_rpl = |selectors: [u16; 2], cpl| selectors.map(|s| Selector(s).with_rpl(cpl).0);
+        Crossings {
+            enabled: self.efer.contains(Efer::SCE),
+            entry: self.syscall.lstar,
+            cleared: self.syscall.fmask & 0xffff_ffff,
+            kernel: with_rpl(self.syscall_selectors(), 0),
+            user: with_rpl(self.sysret_selectors(), 3),
+        }
+    }
+
+    /// Changes CPL, CS and SS as SYSCALL from 64-bit code does, or, if to `user`, SYSRET to it.
+    pub(crate) fn cross(&mut self, user: bool) {
+        let ([cs, ss], cpl) = match user {
+            true => (self.sysret_selectors(), 3),
+            false => (self.syscall_selectors(), 0),
+        };
+        self.set_flat_segments(cs, ss, LONG, cpl);
     }
 }
 
@@ -57,7 +93,7 @@ fn syscall(cpu: &mut Cpu, op: &Op) -> Result {
     if !allowed {
         return cpu.undefined();
     }
-    let cs = (cpu.syscall.star >> 32) as u16 & !3;
+    let [cs, ss] = cpu.syscall_selectors();
     let next = cpu.next_rip(op);
     let mut traps = cpu.flags.system();
     if cpu.long_mode() {
@@ -75,15 +111,16 @@ fn syscall(cpu: &mut Cpu, op: &Op) -> Result {
         };
         let masked = Rflags::from_bits_retain(cpu.syscall.fmask & 0xffff_ffff);
         cpu.flags.set(flags - masked);
-        cpu.set_flat_segments(cs, cs.wrapping_add(8), LONG, 0);
+        cpu.cross(false);
         traps = cpu.flags.system();
     } else {
         cpu.gpr[1] = next & 0xffff_ffff;
         cpu.rip = cpu.syscall.star & 0xffff_ffff;
         cpu.flags
             .set_system(Rflags::VM | Rflags::IF | Rflags::RF, false);
-        cpu.set_flat_segments(cs, cs.wrapping_add(8), BIG, 0);
+        cpu.set_flat_segments(cs, ss, BIG, 0);
     }
+    cpu.attend();
     // A step trap after SYSCALL follows TF as masked.
     cpu.skip_step_trap = !traps.contains(Rflags::TF);
     Ok(())
@@ -110,15 +147,15 @@ fn sysret<const QUAD: bool>(cpu: &mut Cpu, _: &Op) -> Result {
     } else {
         cpu.flags.set_system(Rflags::IF, true);
     }
-    let base = (cpu.syscall.star >> 48) as u16;
-    let ss = base.wrapping_add(8);
     if QUAD {
         cpu.rip = rcx;
-        cpu.set_flat_segments(base.wrapping_add(16), ss, LONG, 3);
+        cpu.cross(true);
     } else {
+        let base = (cpu.syscall.star >> 48) as u16;
         cpu.rip = rcx & 0xffff_ffff;
-        cpu.set_flat_segments(base, ss, BIG, 3);
+        cpu.set_flat_segments(base, base.wrapping_add(8), BIG, 3);
     }
+    cpu.attend();
     Ok(())
 }
 
@@ -140,6 +177,7 @@ fn sysenter(cpu: &mut Cpu, _: &Op) -> Result {
         (cpu.rip, cpu.gpr[4]) = (rip & 0xffff_ffff, rsp & 0xffff_ffff);
         cpu.set_flat_segments(cs, cs.wrapping_add(8), BIG, 0);
     }
+    cpu.attend();
     Ok(())
 }
 
@@ -162,5 +200,6 @@ fn sysexit<const QUAD: bool>(cpu: &mut Cpu, _: &Op) -> Result {
         (cpu.rip, cpu.gpr[4]) = (rip & 0xffff_ffff, rsp & 0xffff_ffff);
         cpu.set_flat_segments(base.wrapping_add(16), base.wrapping_add(24), BIG, 3);
     }
+    cpu.attend();
     Ok(())
 }
