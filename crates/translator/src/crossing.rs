@@ -74,7 +74,6 @@ const RARE_FLAGS: u64 = 0x003c_7fd7 & !(STATUS | INTERRUPT | Rflags::FIXED.bits(
 const STATUS: u64 = Rflags::STATUS.bits();
 const INTERRUPT: u64 = Rflags::IF.bits();
 
-
 impl Crossing {
     /// Sets what stays. Where SYSRET goes, `user_miss` asks the second jump cache.
     pub(crate) fn set_up(&mut self, user_miss: u64) {
