@@ -208,7 +208,12 @@ impl Shape<'_> {
             (29, !self.is_amd()),
             (31, !self.is_amd()),
         ]);
-        table.set_subleaf(7, 0, answer(0, ebx, ecx, edx));
+        table.set_subleaf(7, 0, answer(2, ebx, ecx, edx));
+        table.set_subleaf(7, 1, Answer::default());
+        // On Intel BHI_CTRL: kernels that don't trust ARCH_CAPABILITIES' word about the history of
+        // branches set BHI_DIS_S once, rather than clear the history at each system call.
+        let edx = bits(&[(4, !self.is_amd())]);
+        table.set_subleaf(7, 2, answer(0, 0, 0, edx));
     }
 
     fn leaf_xsave(&self, table: &mut Table) {

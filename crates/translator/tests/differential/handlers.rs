@@ -272,15 +272,19 @@ impl Builder {
         self.interrupt_return();
     }
 
-    /// SYSCALL from CPL 3: logs RIP, RFLAGS and RSP.
+    /// SYSCALL from CPL 3: logs RIP, RFLAGS and RSP. Returns with the flags changed by R10, and
+    /// RIP by the upper half of RAX.
     fn syscall(&mut self, end: Label) {
         let (ax, cx, sp) = (self.ax, self.cx, self.sp);
         let stop = self.program.label();
+        let logged = self.program.label();
         let user_stack = self.variable(USER_STACK_POINTER);
         self.add(store(user_stack, sp));
         self.add(set(sp, self.mode.system(KERNEL_STACK)));
         self.add(push(ax));
         self.add(push(cx));
+        self.add(compare(Register::EAX, SYSCALL_UNLOGGED as i32));
+        self.je(logged);
         self.reserve(stop);
         self.add(set(ax, SYSCALL_VECTOR));
         self.add(store(at(cx, 0), ax));
@@ -292,10 +296,15 @@ impl Builder {
         self.add(load(ax, at(sp, 8)));
         self.add(compare(Register::EAX, SYSCALL_END as i32));
         self.je(stop);
+        self.program.mark(logged);
         self.add(pop(cx));
         self.add(pop(ax));
         self.add(load(sp, user_stack));
-        self.program.push(Piece::Bytes(vec![0x48, 0x0f, 0x07]));
+        // xor r11, r10; shr rax, 32; shl rax, 32; xor rcx, rax; sysretq
+        self.program.push(Piece::Bytes(vec![
+            0x4d, 0x31, 0xd3, 0x48, 0xc1, 0xe8, 32, 0x48, 0xc1, 0xe0, 32, 0x48, 0x31, 0xc1, 0x48,
+            0x0f, 0x07,
+        ]));
         self.program.mark(stop);
         self.add(pop(cx));
         self.add(pop(ax));

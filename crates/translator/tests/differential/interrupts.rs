@@ -75,7 +75,7 @@ fn remove_interrupts(outcome: &mut Outcome, without: &Outcome) -> u64 {
 /// Compares programs of `mode` under `tested` with interrupts with those under the interpreter
 /// without.
 fn compare(tested: Create, mode: Mode) {
-    let families = [
+    let mut families = vec![
         Family::Integer,
         Family::Vector,
         Family::Strings,
@@ -85,6 +85,9 @@ fn compare(tested: Create, mode: Mode) {
         Family::Function,
         Family::Modify,
     ];
+    if mode == Mode::User64 {
+        families.push(Family::SystemCalls);
+    }
     let mut interrupts = 0;
     for seed in 1..=CASES {
         let trial = Trial::long(mode, seed, &families);

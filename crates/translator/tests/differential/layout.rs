@@ -74,6 +74,8 @@ pub(crate) const INTERRUPT_VECTOR: u8 = 0xf1;
 pub(crate) const SYSCALL_VECTOR: u64 = 0x100;
 /// RAX with which SYSCALL ends the program.
 pub(crate) const SYSCALL_END: u32 = 0x0e0d;
+/// RAX with which SYSCALL logs nothing.
+pub(crate) const SYSCALL_UNLOGGED: u32 = 0x0e0e;
 
 /// How a program runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -42,6 +42,8 @@ pub(crate) struct Scene {
     fpu: x86::FpuState,
     pub(crate) cr0: Cr0,
     pub(crate) cr4: Cr4,
+    /// The flags that SYSCALL clears.
+    pub(crate) syscall_mask: u64,
     /// Whether exceptions at CPL 0 change the stack.
     pub(crate) own_fault_stack: bool,
     /// Whether the program runs with IF set.
@@ -65,6 +67,9 @@ const WINDOWS32: [(u64, u64); 5] = [
     (0xd012_3000, 6),
     (0xffff_d000, 3),
 ];
+/// Flags that SYSCALL clears, TF always: what is least, what was here from the beginning, what
+/// Linux clears, and some of the arithmetic ones.
+const SYSCALL_MASKS: [u64; 4] = [0x4_0300, 0x4_4700, 0x25_7fd5, 0x4_4741];
 /// Where [`Scene::large`] is.
 const LARGE: u64 = 0xffff_8880_0020_0000;
 
@@ -128,6 +133,7 @@ impl Scene {
             fpu,
             cr0,
             cr4,
+            syscall_mask: random.one_of(&SYSCALL_MASKS),
             own_fault_stack: mode.is_user() || mode == Mode::Kernel64 && random.percent(60),
             interruptible: false,
         }
@@ -322,7 +328,7 @@ impl Scene {
             state.efer = Efer::LME | Efer::LMA | Efer::SCE | Efer::NXE;
             state.syscall.star = u64::from(KERNEL_CODE64) << 32 | u64::from(USER_CODE32) << 48;
             state.syscall.lstar = self.handlers().syscall;
-            state.syscall.fmask = 0x4_4700;
+            state.syscall.fmask = self.syscall_mask;
         }
         state.gpr = self.gpr;
         state.gpr[4] = self.stack_top();

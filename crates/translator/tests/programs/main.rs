@@ -2,6 +2,7 @@
 //! leave results in registers.
 
 mod code;
+mod crossings;
 mod guest;
 mod straddling;
 mod time;

@@ -17,6 +17,8 @@ const FEATURE_CONTROL: u64 = 1;
 const INTEL_MICROCODE: u64 = 1 << 32;
 /// The patch level on AMD.
 const AMD_MICROCODE: u64 = 0x0a00_11d5;
+/// IBRS, STIBP, SSBD and BHI_DIS_S of IA32_SPEC_CTRL (SDM vol. 4, table 2-2).
+const SPEC_CTRL_WRITABLE: u64 = 7 | 1 << 10;
 /// HWCR: the TSC counts at the frequency of P0. Writes of the bits that firmware and kernels set
 /// are lost.
 const HWCR: u64 = 1 << 24;
@@ -215,7 +217,7 @@ impl Cpu {
             msr::IA32_BIOS_SIGN_ID | msr::IA32_BIOS_UPDT_TRIG => {}
             // Nothing is speculated here: the controls are kept, and flushes are done.
             msr::IA32_SPEC_CTRL if self.has_spec_ctrl() => {
-                allow(value & !7 == 0)?;
+                allow(value & !SPEC_CTRL_WRITABLE == 0)?;
                 self.spec_ctrl = value;
             }
             msr::IA32_PRED_CMD if self.has_spec_ctrl() => return allow(value & !1 == 0),

@@ -16,7 +16,7 @@ mod system;
 mod vector;
 mod writer;
 
-use crate::layout::{CALL_VECTOR, CODE_PAGES, END_VECTOR, PAGE};
+use crate::layout::{CALL_VECTOR, CODE_PAGES, END_VECTOR, Mode, PAGE};
 use crate::program::{Piece, Program};
 use crate::random::Random;
 use crate::scene::Scene;
@@ -36,10 +36,12 @@ pub(crate) enum Family {
     Faults,
     Modify,
     System,
+    /// SYSCALL in [`Mode::User64`], else nothing.
+    SystemCalls,
 }
 
 impl Family {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Integer,
         Self::Vector,
         Self::VectorState,
@@ -51,6 +53,7 @@ impl Family {
         Self::Faults,
         Self::Modify,
         Self::System,
+        Self::SystemCalls,
     ];
 
     /// How often there are units of this family, relative to others.
@@ -60,6 +63,7 @@ impl Family {
             Self::Vector => 14,
             Self::Branches => 9,
             Self::Loop | Self::Function | Self::Strings | Self::Stack => 6,
+            Self::SystemCalls => 5,
             Self::Modify | Self::Faults | Self::System => 4,
             Self::VectorState => 2,
         }
@@ -148,6 +152,8 @@ impl Writer<'_> {
             Family::Faults => self.fault(),
             Family::Modify => self.modify(),
             Family::System => self.system(),
+            Family::SystemCalls if self.mode() == Mode::User64 => self.system_call(),
+            Family::SystemCalls => {}
         }
     }
 

@@ -2,11 +2,14 @@
 
 use super::address::Use;
 use super::writer::Writer;
-use crate::layout::{Mode, PAGE, SYSCALL_END};
+use crate::layout::{Mode, PAGE, SYSCALL_END, SYSCALL_UNLOGGED};
 use crate::program::ins;
 use crate::tables::{ACCESSED, DIRTY, PRESENT, USER, WRITABLE};
 use iced_x86::{Code, Instruction, MemoryOperand, Register};
-use x86::{Cr0, Cr4};
+use x86::{Cr0, Cr4, Rflags};
+
+/// What makes a return address another one: of the upper half, or not canonical, or of nothing.
+const FAR_AWAY: [u64; 3] = [0xffff_8000 << 32, 1 << 63, 1 << 46];
 
 impl Writer<'_> {
     pub(super) fn system(&mut self) {
@@ -34,17 +37,49 @@ impl Writer<'_> {
         numbers.iter().any(|&number| self.is_reserved(number))
     }
 
-    fn system_call(&mut self) {
-        if self.any_reserved(&[0, 1, 11]) {
+    /// SYSCALL, mostly with a return that changes nothing but arithmetic flags.
+    pub(super) fn system_call(&mut self) {
+        if self.any_reserved(&[0, 1, 10, 11]) {
             return;
         }
         self.grouped(|writer| {
-            let number = writer.random.below(u64::from(SYSCALL_END));
-            writer.set(0, number);
+            let number = match writer.calm {
+                true => SYSCALL_UNLOGGED.into(),
+                false => writer.random.below(SYSCALL_END.into()),
+            };
+            let flags = writer.changed_flags();
+            let away = if !writer.calm && writer.random.percent(2) {
+                writer.random.one_of(&FAR_AWAY)
+            } else {
+                0
+            };
+            writer.set(0, number | away);
+            writer.set(10, flags);
             writer.program_bytes(&[0x0f, 0x05]);
-            writer.known[1] = None;
-            writer.known[11] = None;
+            for register in [0, 1, 11] {
+                writer.known[register] = None;
+            }
         });
+    }
+
+    /// What to change in the flags with which SYSRET returns.
+    fn changed_flags(&mut self) -> u64 {
+        let status = self.random.next() & Rflags::STATUS.bits();
+        if self.calm || self.random.percent(70) {
+            return status;
+        }
+        // What returns, or what SYSRET leaves alone: bit 1, reserved bits, RF and VM.
+        const ALL: [Rflags; 8] = [
+            Rflags::ID,
+            Rflags::NT,
+            Rflags::IOPL,
+            Rflags::FIXED,
+            Rflags::RF,
+            Rflags::VM,
+            Rflags::AC,
+            Rflags::TF,
+        ];
+        status | self.random.one_of(&ALL).bits() | self.random.one_of(&[0, 1 << 15, 1 << 40])
     }
 
     /// SGDT, SIDT, SLDT, STR, SMSW.
