@@ -33,6 +33,17 @@ pub(crate) enum Engine {
     Interpreter,
 }
 
+/// When there are windows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Windows {
+    /// For programs that compute for long
+    Auto,
+    /// For all programs, however slow: to test it
+    Always,
+    /// For none
+    Never,
+}
+
 /// Entries of a kernel by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Entry {
@@ -100,6 +111,11 @@ pub(crate) struct RunArgs {
     /// [default: 64M for each]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) code_cache: Option<u64>,
+
+    /// When the translator lets guest user code run without checks, in a process of its own that
+    /// holds nothing else
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
+    pub(crate) windows: Windows,
 
     /// Number of vCPUs
     #[arg(long, value_name = "N", default_value_t = 1)]

@@ -1,6 +1,6 @@
 //! `doppel run`.
 
-use crate::args::{Engine, Entry, RunArgs};
+use crate::args::{Engine, Entry, RunArgs, Windows};
 use crate::console::{self, Ends, Log, Source};
 use crate::debian::{self, Reported};
 use crate::ending::{Ending, Stderr};
@@ -121,6 +121,11 @@ fn shape(args: &RunArgs) -> Result<config::Machine> {
             Engine::Interpreter => config::EngineKind::Interpreter,
         },
         code_cache: args.code_cache,
+        windows: match args.windows {
+            Windows::Auto => config::Windows::Auto,
+            Windows::Always => config::Windows::Always,
+            Windows::Never => config::Windows::Never,
+        },
         perf_map: args.perf_map,
         cpus: args.cpus,
         memory: args.memory,

@@ -57,6 +57,18 @@ impl EngineKind {
     }
 }
 
+/// When the translator lets guest user code run in a process of its own, without checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Windows {
+    /// Where it pays: code that computes for long.
+    #[default]
+    Auto,
+    /// Always, however slow that makes short runs: for tests.
+    Always,
+    /// Never.
+    Never,
+}
+
 /// How a kernel is entered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KernelEntry {
@@ -79,6 +91,8 @@ pub struct Machine {
     /// Bytes of translated code that are kept, [`CODE_CACHE_MIN`] to [`CODE_CACHE_MAX`] for each
     /// vCPU, which get equal parts; `None` for [`CODE_CACHE_DEFAULT`] each.
     pub code_cache: Option<u64>,
+    /// When user code runs in a process of its own.
+    pub windows: Windows,
     /// Whether the host's `perf` is told where translated code is.
     pub perf_map: bool,
     /// Number of vCPUs, 1 to [`CPUS_MAX`].
@@ -97,6 +111,7 @@ impl Default for Machine {
             name: None,
             engine: EngineKind::Auto,
             code_cache: None,
+            windows: Windows::Auto,
             perf_map: false,
             cpus: 1,
             memory: 1 << 30,
@@ -119,7 +134,8 @@ impl Machine {
         if !(1..=CPUS_MAX).contains(&self.cpus) {
             return Err(Error::Cpus(self.cpus));
         }
-        let for_translator = self.code_cache.is_some() || self.perf_map;
+        let for_translator =
+            self.code_cache.is_some() || self.perf_map || self.windows != Windows::Auto;
         if self.engine == EngineKind::Interpreter && for_translator {
             return Err(Error::NothingTranslated);
         }

@@ -15,7 +15,7 @@ use crate::paging::Intent;
 use crate::tlb::View;
 use crate::vcpu::InterpreterVcpu;
 use clock::{NANOS_PER_SECOND, TscScale};
-use memory::{GuestMemory, PAGE_SIZE, Ram};
+use memory::{GuestMemory, Kind, PAGE_SIZE, Ram};
 use native::VectorState;
 use std::sync::Arc;
 use x86::{Cr0, Rflags, SegmentRegister};
@@ -262,6 +262,36 @@ impl InterpreterVcpu {
             readable: true,
             writable,
         })
+    }
+
+    /// Where user code finds the page at the linear address `linear`, if it has done so before: a
+    /// look that sets nothing, for whoever wants to know more pages than are asked for.
+    pub fn peek_user_page(&self, linear: u64) -> Option<DataPage> {
+        let cpu = &self.cpu;
+        if !cpu.canonical(linear) {
+            return None;
+        }
+        let (gpa, writable) = cpu.peek_user(linear)?;
+        if cpu.apic_page(gpa).is_some() {
+            return None;
+        }
+        let (page, is_ram) = match cpu.memory.page(gpa)? {
+            (page, Kind::Ram) => (page, true),
+            (page, Kind::Rom) => (page, false),
+        };
+        let writable =
+            writable && is_ram && cpu.shared.claim_write(cpu.index, page >> memory::PAGE_SHIFT);
+        Some(DataPage {
+            offset: page & !(PAGE_SIZE - 1),
+            readable: true,
+            writable,
+        })
+    }
+
+    /// CR3, which tells address spaces apart.
+    #[inline(always)]
+    pub fn cr3(&self) -> u64 {
+        self.cpu.cr3
     }
 
     /// Records [`Changes`] from now on.

@@ -28,6 +28,27 @@ pub struct Changes {
     pub all_code: bool,
 }
 
+impl Changes {
+    /// Adds what `later` says.
+    pub fn add(&mut self, later: &Self) {
+        self.all |= later.all;
+        self.lower |= later.lower;
+        self.locals |= later.locals;
+        self.writes |= later.writes;
+        self.all_code |= later.all_code;
+        self.pages.extend_from_slice(&later.pages);
+        self.all |= self.pages.len() > PAGES_MAX;
+        self.code.extend_from_slice(&later.code);
+        self.all_code |= self.code.len() > CODE_MAX;
+        if self.all {
+            self.pages.clear();
+        }
+        if self.all_code {
+            self.code.clear();
+        }
+    }
+}
+
 /// Records [`Changes`] once it is switched on.
 #[derive(Debug, Default)]
 pub(crate) struct Journal {

@@ -229,6 +229,26 @@ impl Cpu {
         Some(page_address(leaf.entry, leaf.shift) & !within | linear & within)
     }
 
+    /// Where user code may read the page of `linear`, and whether it may write there, as far as
+    /// that was done before: accessed, and dirty if it is to be written. Nothing is set.
+    pub(crate) fn peek_user(&self, linear: u64) -> Option<(u64, bool)> {
+        if !self.cr0.contains(Cr0::PG) {
+            return None;
+        }
+        let format = self.format();
+        let root = self.root(linear, &format).ok()?;
+        let leaf = self.descend(linear, &format, root, None).ok()?;
+        let is_used = leaf.entry.contains(Entry::ACCESSED);
+        if !is_used || !self.permits(leaf.rights, Intent::Read, Privilege::User) {
+            return None;
+        }
+        let within = (1u64 << leaf.shift) - 1;
+        let writable = leaf.entry.contains(Entry::DIRTY)
+            && self.permits(leaf.rights, Intent::Write, Privilege::User);
+        let page = page_address(leaf.entry, leaf.shift) & !within | linear & within;
+        Some((page, writable))
+    }
+
     fn format(&self) -> Format {
         let (top_shift, index_bits, entry_bytes) =
             if self.cr4.contains(Cr4::LA57) && self.long_mode() {

@@ -97,6 +97,11 @@ fn create_one(kind: EngineKind, config: &config::Machine, setup: &Setup) -> Resu
         EngineKind::Translator => {
             let options = translator::Options {
                 code_cache: config.code_cache_per_cpu() as usize,
+                windows: match config.windows {
+                    config::Windows::Auto => translator::When::Auto,
+                    config::Windows::Always => translator::When::Always,
+                    config::Windows::Never => translator::When::Never,
+                },
                 perf_map: config.perf_map,
             };
             let (engine, vcpus) = Translator::create(setup, &options)?;

@@ -447,6 +447,27 @@ impl Asm {
         }
     }
 
+    /// `push imm`.
+    pub(crate) fn push_imm(&mut self, value: i32) {
+        self.byte(0x68);
+        self.imm32(value);
+    }
+
+    /// `push [rip + displacement]`. Returns the displacement, for [`Asm::set_target`].
+    pub(crate) fn push_relative(&mut self) -> usize {
+        self.bytes(&[0xff, 0x35]);
+        self.imm32(0);
+        self.here() - 4
+    }
+
+    /// `pop reg`.
+    pub(crate) fn pop(&mut self, reg: Reg) {
+        if reg >= 8 {
+            self.byte(0x41);
+        }
+        self.byte(0x58 | reg & 7);
+    }
+
     /// `jmp gs:[field]`.
     pub(crate) fn jmp_field(&mut self, field: i32) {
         self.byte(GS);

@@ -24,7 +24,7 @@ pub(crate) extern "C" fn assist(vcpu: *mut TranslatorVcpu) -> u64 {
 }
 
 impl TranslatorVcpu {
-    fn assist(&mut self) -> Option<u64> {
+    pub(crate) fn assist(&mut self) -> Option<u64> {
         self.take_crossing();
         match Reason::new(self.context.reason) {
             Reason::Link => self.follow_exit(),
@@ -93,6 +93,9 @@ impl TranslatorVcpu {
             return None;
         }
         let mode = self.mode()?;
+        if !self.windows.is_active() && self.is_for_window(mode) {
+            return None;
+        }
         let block = self.find(mode)?;
         self.context.pc = rip;
         self.store.entry(block)
@@ -134,6 +137,9 @@ impl TranslatorVcpu {
         }
         let rip = self.core.rip();
         let mode = self.mode()?;
+        if !self.windows.is_active() && self.is_for_window(mode) {
+            return None;
+        }
         let slot = mode.slot();
         let host = match self.lookup.jump(&self.context, slot, rip) {
             Some(host) => host,

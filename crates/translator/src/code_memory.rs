@@ -28,6 +28,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{fmt, io};
 
+use crate::window::place;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -57,6 +58,18 @@ impl CodeMemory {
     /// `InvalidInput` if `capacity` is 0 or above [`CAPACITY_MAX`]; else what the kernel says: no
     /// memory, or executable memory objects are forbidden (`vm.memfd_noexec`).
     pub(crate) fn new(capacity: usize) -> io::Result<Self> {
+        Self::create(capacity, false)
+    }
+
+    /// As [`CodeMemory::new`], for a jail: where guest programs have nothing.
+    ///
+    /// # Errors
+    /// As there, and if the host has no such place.
+    pub(crate) fn in_jail(capacity: usize) -> io::Result<Self> {
+        Self::create(capacity, true)
+    }
+
+    fn create(capacity: usize, in_jail: bool) -> io::Result<Self> {
         if capacity == 0 || capacity > CAPACITY_MAX {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -72,7 +85,17 @@ impl CodeMemory {
                 .ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))
         };
         let writable = map(ProtFlags::READ | ProtFlags::WRITE)?;
-        let executable = map(ProtFlags::READ | ProtFlags::EXEC).inspect_err(|_| {
+        let protection = ProtFlags::READ | ProtFlags::EXEC;
+        let executable = if in_jail {
+            let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE;
+            place::map(capacity, |at| {
+                // SAFETY: a new mapping, which replaces nothing.
+                unsafe { mmap(at as *mut _, capacity, protection, flags, &file, 0) }
+            })
+        } else {
+            map(protection)
+        };
+        let executable = executable.inspect_err(|_| {
             // SAFETY: mapped above, and known to nobody.
             let unmapped = unsafe { munmap(writable.as_ptr().cast(), capacity) };
             debug_assert!(unmapped.is_ok(), "{unmapped:?}");

@@ -7,11 +7,13 @@
 // UNSAFETY: owns one anonymous mapping, valid as all zeros, for as long as the `Context` lives.
 
 use crate::crossing::Crossing;
+use crate::window::place;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 /// Entries of a view of the software TLB, a power of two.
 pub(crate) const TLB_ENTRIES: usize = 4096;
@@ -23,6 +25,8 @@ pub(crate) const JUMP_ENTRIES: usize = 1 << 14;
 const JUMP_MASK: u64 = JUMP_ENTRIES as u64 - 1;
 /// Jump caches: one for each [`Mode::slot`](crate::mode::Mode::slot).
 pub(crate) const JUMP_CACHES: usize = 8;
+/// Bytes of a jail's stacks: a signal's frame has all vector registers of the host.
+const STACK_BYTES: usize = 128 << 10;
 /// Bytes of the standard-format XSAVE area with x87, SSE and AVX state (SDM vol. 1, 13.4).
 pub(crate) const XSAVE_BYTES: usize = 832;
 
@@ -132,14 +136,30 @@ pub(crate) struct Context {
     pub(crate) crossing: Crossing,
     /// The vCPU, for [`crate::assist::assist`], while translated code runs.
     pub(crate) vcpu: u64,
+    /// In a jail ([`crate::window`]): the descriptor by which its system calls are seen.
+    pub(crate) jail_listener: AtomicI32,
+    /// Of the last signal: its number, and error code, vector and address of the CPU's exception.
+    pub(crate) fault_signal: u32,
+    pub(crate) fault_error: u32,
+    pub(crate) fault_vector: u32,
+    pub(crate) fault_address: u64,
+    /// The address of `xsave`.
+    pub(crate) xsave_address: u64,
     /// The guest's x87, SSE and AVX registers when they are not in the host's.
     pub(crate) xsave: Xsave,
+    /// Whether XGETBV tells which components of the state are in use (CPUID.(0DH,1):EAX bit 2).
+    pub(crate) tells_use: u32,
+    /// Whether `ymm` has whole registers, or only their lower halves, as the upper ones are in their
+    /// initial state.
+    pub(crate) upper_halves: u32,
     /// YMM registers during an assist.
     pub(crate) ymm: [[u8; 32]; 16],
     pub(crate) tlb: [[TlbEntry; TLB_ENTRIES]; TLB_VIEWS],
     /// The jump caches: first those that code looks into by itself, then, as many, those that
     /// are asked when the first has another jump in its place.
     pub(crate) jumps: [[JumpEntry; JUMP_ENTRIES]; 2 * JUMP_CACHES],
+    /// In a jail: the lower half for signal handlers, the upper half for the gates.
+    pub(crate) stack: [u8; STACK_BYTES],
     /// Other threads write `attention` and `jump_mask` through a pointer of their own, so an
     /// exclusive reference to a context is not exclusive for these two: the type is not `Unpin`,
     /// which keeps the compiler from assuming it.
@@ -200,31 +220,64 @@ impl Drop for Mapping {
 /// A vCPU's own [`Context`], at a fixed place.
 pub(crate) struct ContextBox(Arc<Mapping>);
 
+/// Contexts that one vCPU may have: its own, and one for each of its jails.
+pub(crate) const CONTEXTS_MAX: usize = 5;
+
 /// Makes a vCPU that is in translated code leave it soon. From any thread, and from signal
 /// handlers.
+///
+/// It rings in all contexts of the vCPU, which it keeps for ever: who rings can't know in which
+/// of them code runs.
 #[derive(Clone)]
-pub(crate) struct Bell(Arc<Mapping>);
+pub(crate) struct Bell(Arc<[OnceLock<Arc<Mapping>>; CONTEXTS_MAX]>);
 
 impl Bell {
     /// Rings.
     pub(crate) fn ring(&self) {
-        let (attention, mask) = self.fields();
-        attention.store(1, Ordering::SeqCst);
-        mask.store(0, Ordering::SeqCst);
+        for (attention, mask) in self.fields() {
+            attention.store(1, Ordering::SeqCst);
+            mask.store(0, Ordering::SeqCst);
+        }
     }
 
     /// Ends the ringing. Whatever is asked for after that rings again.
     pub(crate) fn silence(&self) {
-        let (attention, mask) = self.fields();
-        mask.store(JUMP_MASK, Ordering::SeqCst);
-        attention.store(0, Ordering::SeqCst);
+        for (attention, mask) in self.fields() {
+            mask.store(JUMP_MASK, Ordering::SeqCst);
+            attention.store(0, Ordering::SeqCst);
+        }
     }
 
-    fn fields(&self) -> (&AtomicU32, &AtomicU64) {
-        let context = self.0.0.as_ptr();
-        // SAFETY: the mapping lives as long as `self`, and its owner knows that these fields
-        // change under it.
-        unsafe { (&(*context).attention, &(*context).jump_mask) }
+    /// Whether it rings.
+    pub(crate) fn is_ringing(&self) -> bool {
+        self.fields()
+            .any(|(attention, _)| attention.load(Ordering::Relaxed) != 0)
+    }
+
+    /// Rings in `context`, too, from now on.
+    ///
+    /// # Panics
+    /// If there are [`CONTEXTS_MAX`] already.
+    pub(crate) fn join(&self, context: &ContextBox) {
+        let mapping = context.0.clone();
+        let mut mapping = Some(mapping);
+        for slot in self.0.iter() {
+            if let Some(mine) = mapping.take()
+                && let Err(back) = slot.set(mine)
+            {
+                mapping = Some(back);
+            }
+        }
+        assert!(mapping.is_none(), "a vCPU has few contexts");
+    }
+
+    fn fields(&self) -> impl Iterator<Item = (&AtomicU32, &AtomicU64)> {
+        self.0.iter().filter_map(OnceLock::get).map(|mapping| {
+            let context = mapping.0.as_ptr();
+            // SAFETY: the mapping lives as long as `self`, and its owner knows that these fields
+            // change under it.
+            unsafe { (&(*context).attention, &(*context).jump_mask) }
+        })
     }
 }
 
@@ -244,19 +297,76 @@ impl ContextBox {
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )
         }?;
-        let memory = NonNull::new(memory.cast()).expect("not null");
+        Ok(Self::in_memory(
+            NonNull::new(memory.cast()).expect("not null"),
+        ))
+    }
+
+    /// One in shared memory, where guest programs have nothing, for a jail.
+    ///
+    /// # Errors
+    /// If the host gives no memory.
+    pub(crate) fn in_jail() -> io::Result<Self> {
+        use rustix::mm::{MapFlags, ProtFlags};
+        let len = size_of::<Context>();
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE;
+        let memory = place::map(len, |at| {
+            // SAFETY: a new mapping, which replaces nothing.
+            unsafe {
+                let protection = ProtFlags::READ | ProtFlags::WRITE;
+                rustix::mm::mmap_anonymous(at as *mut _, len, protection, flags)
+            }
+        })?;
+        Ok(Self::in_memory(memory.cast()).begin_in_jail())
+    }
+
+    /// As new: one that was in another jail.
+    ///
+    /// # Errors
+    /// If the host does not empty the memory.
+    pub(crate) fn renew(self) -> io::Result<Self> {
+        let memory = self.0.0;
+        // SAFETY: zeroes memory in which each field is valid as zero, and to which only bells refer
+        // besides.
+        unsafe {
+            let advice = rustix::mm::Advice::LinuxRemove;
+            rustix::mm::madvise(memory.as_ptr().cast(), size_of::<Context>(), advice)?;
+        }
+        Ok(self.begin_in_jail())
+    }
+
+    fn begin_in_jail(mut self) -> Self {
+        self.begin();
+        self.xsave_address = &raw const self.xsave as u64;
+        self.host_rsp = &raw const self.stack as u64 + STACK_BYTES as u64;
+        self
+    }
+
+    /// Zeroed memory that becomes the context's.
+    fn in_memory(memory: NonNull<Context>) -> Self {
         let mut context = Self(Arc::new(Mapping(memory)));
-        context.tlb_mask = (TLB_ENTRIES as u64 - 1) << 12;
-        context.page_mask = !0xfff;
-        context.status_mask = x86::Rflags::STATUS.bits();
-        context.bits_of_64 = 63;
-        context.bits_of_32 = 31;
-        context.host_mxcsr = native::MXCSR_RESET;
+        context.begin();
+        context
+    }
+
+    /// Sets what is not zero.
+    fn begin(&mut self) {
+        self.tlb_mask = (TLB_ENTRIES as u64 - 1) << 12;
+        self.page_mask = !0xfff;
+        self.status_mask = x86::Rflags::STATUS.bits();
+        self.bits_of_64 = 63;
+        self.bits_of_32 = 31;
+        self.host_mxcsr = native::MXCSR_RESET;
+        self.tells_use = (std::arch::x86_64::__cpuid_count(0xd, 1).eax >> 2) & 1;
         // A tag of 0 in entry `i` matches only addresses of page 0, which has entry 0.
-        for view in &mut context.tlb {
+        for view in &mut self.tlb {
             view[0] = TlbEntry::empty(0);
         }
-        Ok(context)
+    }
+
+    /// The addresses that it takes.
+    pub(crate) fn range(&self) -> std::ops::Range<usize> {
+        self.address()..self.address() + size_of::<Context>()
     }
 
     /// Its address, for GS.
@@ -266,7 +376,9 @@ impl ContextBox {
 
     /// What rings for it.
     pub(crate) fn bell(&self) -> Bell {
-        Bell(self.0.clone())
+        let bell = Bell(Arc::new(Default::default()));
+        bell.join(self);
+        bell
     }
 }
 

@@ -9,6 +9,7 @@ mod control;
 mod memory;
 mod strings;
 mod system;
+mod window;
 
 use crate::asm::{Asm, EQUAL, Mem, NOT_EQUAL, RCX, Reg, Width};
 use crate::block::{BlockId, Exit, Site};
@@ -110,6 +111,8 @@ pub(crate) struct Emitter<'a> {
     site_insns: Vec<usize>,
     exits: Vec<Exit>,
     vectors_checked: bool,
+    /// Constants that instructions read: where the displacement is, and the value.
+    literals: Vec<(usize, u64)>,
 }
 
 impl<'a> Emitter<'a> {
@@ -140,7 +143,9 @@ impl<'a> Emitter<'a> {
             sites: room.sites,
             site_insns: Vec::with_capacity(plan.insns.len()),
             exits: room.exits,
-            vectors_checked: false,
+            // A jail has them whenever it runs.
+            vectors_checked: plan.mode.is_windowed(),
+            literals: Vec::new(),
         }
     }
 
@@ -161,6 +166,7 @@ impl<'a> Emitter<'a> {
         self.finish_sites();
         let cold = self.asm.here() as u32;
         self.cold_code();
+        self.place_literals();
         // Cold code belongs to no instruction; nothing in it can fault.
         self.insns.push((cold, u16::MAX));
         Emitted {
@@ -201,6 +207,9 @@ impl<'a> Emitter<'a> {
     }
 
     fn instruction(&mut self, number: usize, insn: &Insn) {
+        if self.plan.mode.is_windowed() && self.plain(number, insn) {
+            return;
+        }
         match insn.class {
             Class::Nothing => {}
             Class::Copy => self.copy(insn),
@@ -227,6 +236,7 @@ impl<'a> Emitter<'a> {
             Class::ReadSegment => self.read_segment(insn),
             Class::ReadCounter(ordered) => self.read_counter(number, insn, ordered),
             Class::Strings(strings) => self.strings(number, insn, strings),
+            Class::PlainString => self.copy(insn),
             Class::BitString(access) => self.bit_string(number, insn, access),
             Class::Callout | Class::End => self.callout(number, insn),
         }

@@ -19,5 +19,7 @@ mod timer;
 mod translator;
 mod vcpu;
 mod vectors;
+mod window;
 
 pub use translator::{NewError, Options, Translator};
+pub use window::When;

@@ -27,6 +27,8 @@ bitflags! {
         const TSD = 1 << 8;
         /// The CPU has RDTSCP.
         const RDTSCP = 1 << 9;
+        /// In a jail, where the guest's addresses are the host's ([`crate::window`]).
+        const WINDOW = 1 << 10;
     }
 }
 
@@ -92,7 +94,12 @@ impl Mode {
     /// is mapped at many addresses, and often only one process has it there; kernels stay where
     /// they are.
     pub(crate) fn is_relocatable(self) -> bool {
-        self.contains(Self::USER)
+        self.contains(Self::USER) && !self.is_windowed()
+    }
+
+    /// Whether accesses are made at the guest's own addresses.
+    pub(crate) fn is_windowed(self) -> bool {
+        self.contains(Self::WINDOW)
     }
 
     /// Whether this is 32-bit code.

@@ -65,6 +65,24 @@ impl Insn {
         }
     }
 
+    /// Whether its translation needs registers.
+    fn needs_scratch(&self, mode: Mode) -> bool {
+        use Class as C;
+        if !mode.is_windowed() {
+            return self.class.needs_scratch();
+        }
+        match self.class {
+            C::Memory(_) | C::PushMemory | C::BitString(_) => self.is_relative(),
+            C::CallIndirect | C::JumpIndirect | C::Return(_) | C::ReadCounter(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether it has a memory operand relative to RIP.
+    pub(crate) fn is_relative(&self) -> bool {
+        self.instruction.memory_base() == iced_x86::Register::RIP
+    }
+
     /// Offset in the page of the next instruction.
     pub(crate) fn next(&self) -> u16 {
         self.at + self.instruction.len() as u16
@@ -144,10 +162,10 @@ impl Plan {
             .into_iter()
             .filter(|r| used & 1 << r == 0)
             .collect();
-        if plan.insns.iter().any(|i| i.class.needs_scratch()) || !is_closed {
+        if plan.insns.iter().any(|i| i.needs_scratch(mode)) || !is_closed && !mode.is_windowed() {
             let room = free.len().min(SCRATCH_MAX) - 2.min(free.len());
             // Outside 64-bit code, addresses wrap within a range.
-            if !mode.contains(Mode::SINGLE) && !mode.is_32bit() {
+            if !mode.intersects(Mode::SINGLE | Mode::WINDOW) && !mode.is_32bit() {
                 groups::share(&mut plan, room);
             }
             let taken = 2 + plan.groups.iter().map(|g| g.slot + 1).max().unwrap_or(0);

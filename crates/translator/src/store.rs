@@ -64,12 +64,41 @@ impl Store {
     /// # Errors
     /// If the host gives no executable memory.
     pub(crate) fn new(capacity: usize, context: &mut Context, perf_map: bool) -> io::Result<Self> {
-        let mut memory = CodeMemory::new(capacity)?;
+        let memory = CodeMemory::new(capacity)?;
         context.assist_gate = gate::assist as *const () as u64;
         context.vectors_gate = gate::load_vectors as *const () as u64;
         context.syscall_gate = crossing::syscall as *const () as u64;
         context.sysret_gate = crossing::sysret as *const () as u64;
-        let mut asm = Asm::new(0, Vec::new());
+        Self::create(memory, 0, context, perf_map)
+    }
+
+    /// An empty store for a jail: its code memory begins with the code in `stub`, which is asked
+    /// for assists at offset `ask`.
+    ///
+    /// # Errors
+    /// If the host gives no executable memory.
+    pub(crate) fn in_jail(
+        capacity: usize,
+        stub: &[u8],
+        ask: usize,
+        context: &mut Context,
+        perf_map: bool,
+    ) -> io::Result<Self> {
+        let mut memory = CodeMemory::in_jail(capacity)?;
+        memory.write(0, stub);
+        context.assist_gate = memory.address(ask) as u64;
+        Self::create(memory, stub.len(), context, perf_map)
+    }
+
+    /// A store in `memory`, the first `taken` bytes of which are in use.
+    fn create(
+        mut memory: CodeMemory,
+        taken: usize,
+        context: &mut Context,
+        perf_map: bool,
+    ) -> io::Result<Self> {
+        let begin = taken.next_multiple_of(ALIGNMENT);
+        let mut asm = Asm::new(begin, Vec::new());
         let mut trampoline = |reason: Option<Reason>, gate: i32| {
             let here = asm.here();
             if let Some(reason) = reason {
@@ -99,7 +128,7 @@ impl Store {
         let user_miss = memory.address(gates.indirect[Mode::USER.slot()]);
         context.crossing.set_up(user_miss as u64);
         let first = asm.here().next_multiple_of(ALIGNMENT);
-        memory.write(0, &asm.code);
+        memory.write(begin, &asm.code);
         let records = memory.capacity();
         // Entry 0 matches address 0, and everything while somebody rings.
         for cache in &mut context.jumps {

@@ -1,6 +1,7 @@
 //! The engine.
 
 use crate::vcpu::TranslatorVcpu;
+use crate::window::When;
 use engine::{Engine, Setup, Vcpu};
 use interpreter::Interpreter;
 use std::io;
@@ -11,6 +12,8 @@ use std::sync::Arc;
 pub struct Options {
     /// Bytes of translated code that each vCPU keeps.
     pub code_cache: usize,
+    /// When user code runs in a process of its own instead of behind checks.
+    pub windows: When,
     /// Whether the host's `perf` is told where translated code is, in `/tmp/perf-PID.map`.
     pub perf_map: bool,
 }
@@ -19,6 +22,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             code_cache: 64 << 20,
+            windows: When::Auto,
             perf_map: false,
         }
     }

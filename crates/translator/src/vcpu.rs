@@ -13,8 +13,9 @@ use crate::store::{PAGE, Store, with_single};
 use crate::timer::{Ring, Timer};
 use crate::translator::Options;
 use crate::vectors;
+use crate::window::Windows;
 use engine::{DebugRequest, Exit, Platform, Vcpu};
-use interpreter::{Doorbell, InterpreterVcpu, Next, Remote};
+use interpreter::{Changes, Doorbell, InterpreterVcpu, Next, Remote};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -42,7 +43,7 @@ pub(crate) struct Counters {
 
 /// Where the guest's vector registers are while Rust code runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Vectors {
+pub(crate) enum Vectors {
     /// In the interpreter's form.
     Core,
     /// In the context's XSAVE area.
@@ -105,17 +106,19 @@ unsafe impl Ring for TimerBell {
 pub(crate) struct TranslatorVcpu {
     pub(crate) core: InterpreterVcpu,
     pub(crate) context: ContextBox,
-    bell: Bell,
+    pub(crate) bell: Bell,
     pub(crate) store: Store,
     pub(crate) lookup: Lookup,
     /// The units' bits of the mode for which the jump caches were filled.
-    units: Mode,
-    vectors: Vectors,
+    pub(crate) units: Mode,
+    pub(crate) vectors: Vectors,
     pub(crate) taken: Option<Taken>,
     pub(crate) missed: Option<Missed>,
     /// Why [`Vcpu::run`] has to return, if an assist found out.
     pub(crate) exit: Option<Exit>,
-    record: Box<FaultRecord>,
+    pub(crate) record: Box<FaultRecord>,
+    /// Jails for user code.
+    pub(crate) windows: Windows,
     /// Host address of guest memory.
     pub(crate) ram: u64,
     /// A page of code, and what may be needed of the next.
@@ -130,6 +133,8 @@ impl Vcpu for TranslatorVcpu {
         self.take_scale();
         let exit = self.run_on_this_thread();
         self.vectors_to_core();
+        // They end with the thread that made them, and who knows which one comes back.
+        self.windows.close();
         self.core.end();
         exit
     }
@@ -183,6 +188,17 @@ impl Vcpu for TranslatorVcpu {
                 own.interpreted,
             ),
         ];
+        let windows = &self.windows.counters;
+        all.extend([
+            ("windows opened", windows.opened),
+            ("window processes", windows.jails),
+            ("window processes that broke", windows.broken),
+            ("runs in windows", windows.runs),
+            ("stops of windows", windows.stops),
+            ("window fills", windows.fills),
+            ("pages mapped in windows", windows.mapped),
+            ("pages unmapped from windows", windows.unmapped),
+        ]);
         all.extend(self.core.statistics());
         all
     }
@@ -213,6 +229,7 @@ impl TranslatorVcpu {
             missed: None,
             exit: None,
             record: Box::default(),
+            windows: Windows::new(options),
             ram,
             page: Box::new([0; PAGE + INSTRUCTION_BYTES]),
             counters: Counters::default(),
@@ -272,6 +289,12 @@ impl TranslatorVcpu {
                     continue;
                 }
             };
+            if self.is_for_window(mode) {
+                if let Some(exit) = self.run_in_window() {
+                    return exit;
+                }
+                continue;
+            }
             let Some(block) = self.find(mode) else {
                 self.vectors_to_core();
                 if let Err(exit) = self.core.run_instruction() {
@@ -279,27 +302,34 @@ impl TranslatorVcpu {
                 }
                 continue;
             };
-            let entry = self.store.block(block).map_or(0, |b| b.entry);
-            self.context.pc = self.core.rip();
-            let mut next = Some(Entry {
-                position: entry,
-                scratch: 0,
-                vectors: false,
-            });
-            while let Some(entry) = next {
-                self.enter(&entry);
-                next = match self.leave() {
-                    Ok(next) => next,
-                    Err(exit) => return exit,
-                };
+            if let Err(exit) = self.run_from(block) {
+                return exit;
             }
         }
+    }
+
+    /// Runs translated code from `block` on, which is that for RIP, until something has to be
+    /// looked at.
+    pub(crate) fn run_from(&mut self, block: BlockId) -> Result<(), Exit> {
+        let entry = self.store.block(block).map_or(0, |b| b.entry);
+        self.context.pc = self.core.rip();
+        let mut next = Some(Entry {
+            position: entry,
+            scratch: 0,
+            vectors: false,
+        });
+        while let Some(entry) = next {
+            self.enter(&entry);
+            next = self.leave()?;
+        }
+        Ok(())
     }
 
     /// Looks at requests, timers and interrupts.
     fn attend(&mut self, timer: &mut Timer) -> Next {
         self.counters.attended += 1;
         self.bell.silence();
+        self.find_user_code();
         let next = self.core.attend();
         self.take_scale();
         match self.core.apic_deadline() {
@@ -318,7 +348,12 @@ impl TranslatorVcpu {
 
     /// The mode in which code runs.
     pub(crate) fn now(&self) -> Option<Mode> {
-        Mode::now(&self.core.mode())
+        let mode = Mode::now(&self.core.mode())?;
+        if !self.windows.is_active() {
+            return Some(mode);
+        }
+        let stays = mode.contains(Mode::USER) && !mode.is_32bit();
+        stays.then_some(mode | Mode::WINDOW)
     }
 
     /// The mode in which code runs, if it can be translated.
@@ -461,6 +496,9 @@ impl TranslatorVcpu {
         self.store.memory.publish();
         self.counters.entries += 1;
         let target = self.store.memory.address(entry.position as usize) as u64;
+        if let Some(number) = self.windows.active() {
+            return self.run_jail(number, target);
+        }
         let this = (&raw mut *self).expose_provenance();
         self.context.vcpu = this as u64;
         // SAFETY: GS was set for this thread by `run`. `target` is the beginning of a block, or
@@ -658,11 +696,20 @@ impl TranslatorVcpu {
     }
 
     /// Forgets what the interpreter says is stale.
-    fn apply_changes(&mut self) {
+    pub(crate) fn apply_changes(&mut self) {
         if !self.core.has_changes() {
             return;
         }
         let changes = self.core.take_changes();
+        self.windows.note(&changes);
+        self.apply(changes);
+    }
+
+    /// Forgets what `changes` say in the translations that are active.
+    pub(crate) fn apply(&mut self, changes: Changes) {
+        if changes == Changes::default() {
+            return;
+        }
         let context = &mut *self.context;
         if changes.all {
             self.counters.forgot_all += 1;
@@ -686,19 +733,21 @@ impl TranslatorVcpu {
         if changes.all_code {
             self.store.clear(&mut self.lookup, context);
         } else {
-            for page in changes.code {
-                let stale = self.store.blocks.in_page(&self.store.memory, page);
+            for page in &changes.code {
+                let stale = self.store.blocks.in_page(&self.store.memory, *page);
                 self.store
                     .drop_blocks(&stale, &mut self.lookup, &mut self.context);
             }
         }
+        self.apply_to_window(&changes);
         if changes.all || changes.locals {
             for linear in self.store.blocks.linear_pages(!changes.all) {
                 self.check_page(linear);
             }
         }
         if !changes.all {
-            for linear in changes.pages {
+            for linear in &changes.pages {
+                let linear = *linear;
                 if self.store.blocks.depend_on(linear) {
                     self.check_page(linear & !(PAGE as u64 - 1));
                 }
@@ -708,8 +757,8 @@ impl TranslatorVcpu {
 
     /// Drops the blocks that depend on being at `linear` if that is elsewhere in memory now. Links
     /// between kernel pages depend on it; those of the lower half don't exist.
-    fn check_page(&mut self, linear: u64) {
-        if linear >> 63 == 0 {
+    pub(crate) fn check_page(&mut self, linear: u64) {
+        if linear >> 63 == 0 && !self.windows.is_active() {
             return;
         }
         let offset = self.core.code_page(linear).map(|p| p.offset);
@@ -718,7 +767,7 @@ impl TranslatorVcpu {
         store.drop_blocks(&stale, &mut self.lookup, &mut self.context);
     }
 
-    fn vectors_to_core(&mut self) {
+    pub(crate) fn vectors_to_core(&mut self) {
         if self.vectors == Vectors::Area {
             vectors::load(&self.context.xsave, self.core.vectors());
             self.vectors = Vectors::Core;

@@ -10,6 +10,8 @@ use native::VectorState;
 
 /// XSTATE_BV: x87, SSE and AVX are present.
 const PRESENT: u64 = 7;
+/// The bit of AVX's component: the upper halves of YMM registers.
+const UPPER: u64 = 4;
 const STATUS_WORD: usize = 2;
 const TAGS: usize = 4;
 const MXCSR: usize = 24;
@@ -37,7 +39,14 @@ pub(crate) fn store(state: &VectorState, area: &mut Xsave) {
         bytes[XMM + 16 * number..][..16].copy_from_slice(&register[..16]);
         bytes[YMM_HIGH + 16 * number..][..16].copy_from_slice(&register[16..]);
     }
-    bytes[HEADER..HEADER + 8].copy_from_slice(&PRESENT.to_le_bytes());
+    // Upper halves that are not in use, for the sake of SSE code: see [`crate::gate::assist`].
+    let uses_upper = state.ymm.iter().any(|ymm| ymm[16..] != [0; 16]);
+    let present = if uses_upper {
+        PRESENT
+    } else {
+        PRESENT & !UPPER
+    };
+    bytes[HEADER..HEADER + 8].copy_from_slice(&present.to_le_bytes());
 }
 
 /// Reads `area`, as XSAVE left it, into `state`.

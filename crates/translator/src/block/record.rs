@@ -290,6 +290,11 @@ impl Block {
         self.exits_at() + usize::from(number) * EXIT
     }
 
+    /// How many exits it has.
+    pub(crate) fn exits(&self) -> u8 {
+        self.record.exits
+    }
+
     /// Exit `number`.
     ///
     /// # Panics

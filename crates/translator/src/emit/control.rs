@@ -13,6 +13,7 @@ impl Emitter<'_> {
     /// kernel, whose pages are watched over ([`crate::vcpu`]).
     fn is_linkable(&self, target: i64) -> bool {
         (0..4096).contains(&target)
+            || self.plan.mode.is_windowed()
             || !self.plan.mode.is_relocatable()
                 && self.linear >> 63 != 0
                 && self.linear.wrapping_add_signed(target) >> 63 != 0
@@ -71,7 +72,7 @@ impl Emitter<'_> {
 
     /// Goes to the address in temporary 0. If that is not canonical, the instruction of `site`,
     /// whose effects must then be undone, raises #GP.
-    fn indirect(&mut self, site: Option<u8>) {
+    pub(super) fn indirect(&mut self, site: Option<u8>) {
         let (t0, t1) = (self.temporary(0), self.temporary(1));
         let (tags, hosts) = jump_fields(self.plan.mode.slot());
         let last = 1 << t0 | 1 << t1 | 1 << RCX;
@@ -95,7 +96,7 @@ impl Emitter<'_> {
     }
 
     /// A site for an instruction that has moved RSP by `moved` bytes.
-    fn undo_site(&mut self, number: usize, insn: &Insn, moved: i32) -> u8 {
+    pub(super) fn undo_site(&mut self, number: usize, insn: &Insn, moved: i32) -> u8 {
         let site = self.site(number, insn, 0, false);
         self.sites[usize::from(site)].moved = moved;
         site

@@ -61,6 +61,8 @@ pub(crate) enum Class {
     ReadCounter(bool),
     /// STOS or MOVS, with or without REP.
     Strings(Strings),
+    /// Any string instruction, where memory is at the guest's addresses.
+    PlainString,
     /// BT and its kin on a bit string in memory, whose bit offset is in a register.
     BitString(Access),
     /// The interpreter executes it, and the block goes on behind it if nothing speaks against it.
@@ -161,7 +163,7 @@ impl Classifier {
     ) -> Insn {
         let mut instruction = instruction;
         plain_form(&mut instruction);
-        if !mode.is_relocatable() {
+        if !mode.is_relocatable() && !mode.is_windowed() {
             absolute_form(&mut instruction, linear);
         }
         let info = self.info.info(&instruction);
@@ -320,7 +322,11 @@ fn control_class(instruction: &Instruction, mode: Mode) -> Class {
             Code::Jrcxz_rel8_64 | Code::Jecxz_rel8_64 | Code::Loop_rel8_64_RCX if is_near => {
                 Class::Count(target())
             }
-            Code::Syscall if mode.contains(Mode::USER) && !mode.is_32bit() => Class::SystemCall,
+            Code::Syscall
+                if mode.contains(Mode::USER) && !mode.is_32bit() && !mode.is_windowed() =>
+            {
+                Class::SystemCall
+            }
             Code::Sysretq if !mode.contains(Mode::USER) && !mode.is_32bit() => Class::SystemReturn,
             Code::Retnq if !mode.is_32bit() => Class::Return(0),
             Code::Retnq_imm16 if !mode.is_32bit() => Class::Return(instruction.immediate16()),
@@ -367,7 +373,7 @@ fn data_class(
         M::Rdtscp if !mode.contains(Mode::TSD) && mode.contains(Mode::RDTSCP) => {
             return Class::ReadCounter(true);
         }
-        M::Pushfq if full == 8 => return Class::PushFlags,
+        M::Pushfq if full == 8 && !mode.is_windowed() => return Class::PushFlags,
         M::Bt | M::Bts | M::Btr | M::Btc
             if instruction.op0_kind() == OpKind::Memory
                 && instruction.op1_kind() == OpKind::Register =>
@@ -381,6 +387,9 @@ fn data_class(
             return Class::Callout;
         }
         _ => {}
+    }
+    if mode.is_windowed() && is_plain_string(instruction) {
+        return Class::PlainString;
     }
     if let Some(strings) = strings(instruction, mode) {
         return Class::Strings(strings);
@@ -472,6 +481,28 @@ fn strings(instruction: &Instruction, mode: Mode) -> Option<Strings> {
     })
 }
 
+/// Whether this is a string instruction on memory at 64-bit addresses.
+fn is_plain_string(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    let in_memory = match instruction.mnemonic() {
+        M::Movsb | M::Movsw | M::Movsq | M::Cmpsb | M::Cmpsw | M::Cmpsq => true,
+        M::Stosb | M::Stosw | M::Stosd | M::Stosq => true,
+        M::Scasb | M::Scasw | M::Scasd | M::Scasq => true,
+        M::Lodsb | M::Lodsw | M::Lodsd | M::Lodsq => true,
+        // Their names are those of SSE2 instructions, too.
+        M::Movsd | M::Cmpsd => instruction.is_string_instruction(),
+        _ => false,
+    };
+    in_memory
+        && instruction.memory_segment() != Register::GS
+        && (0..instruction.op_count()).all(|operand| {
+            matches!(
+                instruction.op_kind(operand),
+                OpKind::Register | OpKind::MemorySegRSI | OpKind::MemoryESRDI
+            )
+        })
+}
+
 fn bit_string_class(instruction: &Instruction, mode: Mode) -> Class {
     let size = instruction.memory_size().size();
     if size < 4 || mode.is_32bit() || !address_is_plain(instruction, mode) {
@@ -530,6 +561,10 @@ fn address_is_plain(instruction: &Instruction, mode: Mode) -> bool {
     // FS and GS have limits in 32-bit code.
     let segment = instruction.memory_segment();
     let is_based = matches!(segment, Register::FS | Register::GS);
+    if mode.is_windowed() && segment == Register::GS {
+        // There, the host's GS base is the context's.
+        return false;
+    }
     let relative = base == Register::RIP && index == Register::None && !is_based;
     let plain = fits(base) && fits(index) || relative;
     // An absolute address of 32 bits in 64-bit code may be a 16- or 32-bit one that was cut.

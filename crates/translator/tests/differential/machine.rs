@@ -9,7 +9,7 @@ use std::panic;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
-use translator::{Options, Translator};
+use translator::{Options, Translator, When};
 use x86::VcpuState;
 
 /// Makes an engine.
@@ -29,6 +29,17 @@ pub(crate) fn translator(setup: &Setup) -> (Arc<dyn Engine>, Vec<Box<dyn Vcpu>>)
 pub(crate) fn small_translator(setup: &Setup) -> (Arc<dyn Engine>, Vec<Box<dyn Vcpu>>) {
     let options = Options {
         code_cache: 1 << 20,
+        ..Options::default()
+    };
+    let (engine, vcpus) = Translator::create(setup, &options).expect("a translator");
+    (engine, vcpus)
+}
+
+/// A translator that runs all user code that it can in jails.
+pub(crate) fn windows(setup: &Setup) -> (Arc<dyn Engine>, Vec<Box<dyn Vcpu>>) {
+    let options = Options {
+        windows: When::Always,
+        code_cache: 8 << 20,
         ..Options::default()
     };
     let (engine, vcpus) = Translator::create(setup, &options).expect("a translator");

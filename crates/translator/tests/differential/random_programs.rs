@@ -2,7 +2,7 @@
 
 use crate::generator::Family;
 use crate::layout::Mode;
-use crate::machine::{Create, interpreter, small_translator, translator};
+use crate::machine::{Create, interpreter, small_translator, translator, windows};
 use crate::trial::{Checked, Pair, Trial};
 
 /// Programs for each mode.
@@ -58,6 +58,11 @@ fn kernel_code() {
 #[test]
 fn user_code() {
     compare(translator, Mode::User64, &Family::ALL, CASES);
+}
+
+#[test]
+fn user_code_in_windows() {
+    compare(windows, Mode::User64, &Family::ALL, CASES);
 }
 
 #[test]

@@ -1,0 +1,453 @@
+//! A process in which guest user code runs without checks, because there is nothing to steal.
+//!
+//! It has three things besides windows to the pages of one guest address space: the translated
+//! code, which it can't write; a context, with what the guest's registers are; and a page of
+//! orders, which it can't write either. Its runner can make no system call (see
+//! [`super::stub`]). So whatever the code in it does, by way of a bug in the translator or of an
+//! address that hits the context, it can't do more than the guest's program: change its own
+//! registers and its own memory. The monitor believes nothing else that it finds in the context.
+#![expect(unsafe_code, reason = "makes processes and filters of system calls")]
+// UNSAFETY: raw system calls. The new process, a copy of this one, runs nothing but raw system
+// calls until it has left all of that behind.
+
+use super::orders::{Board, ORDERS_MAX, Order, Orders, order};
+use super::stub::{GO, STOP_CALL, Stub};
+use crate::context::Context;
+use libc::c_long;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use std::io;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a jail may take to begin, and how long one may go on that was asked to stop.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often the monitor looks whether a jail that runs was asked to stop.
+const LOOK: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 50_000_000,
+};
+const TASK_END: u64 = 0x7fff_ffff_f000;
+
+/// Why a jail is of no use any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Broken;
+
+/// `struct seccomp_notif` of seccomp_unotify(2).
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct Notification {
+    id: u64,
+    pid: u32,
+    flags: u32,
+    call: i32,
+    arch: u32,
+    rip: u64,
+    arguments: [u64; 6],
+}
+
+/// `struct seccomp_notif_resp`.
+#[repr(C)]
+struct Answer {
+    id: u64,
+    value: i64,
+    error: i32,
+    flags: u32,
+}
+
+const RECEIVE: libc::Ioctl = 0xc050_2100;
+const SEND: libc::Ioctl = 0xc018_2101;
+const CONTINUE: u32 = 1;
+
+/// `struct sigaction` of the kernel.
+#[repr(C)]
+struct Action {
+    handler: usize,
+    flags: u64,
+    restorer: usize,
+    mask: u64,
+}
+
+/// Signals that instructions raise.
+const RAISED: [i32; 5] = [
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGFPE,
+    libc::SIGILL,
+    libc::SIGTRAP,
+];
+
+/// The jail's process, its runner stopped.
+pub(crate) struct Jail {
+    board: Board,
+    listener: OwnedFd,
+    event: OwnedFd,
+    pid: i32,
+    runner: u32,
+    /// The call in which the runner waits.
+    waiting: u64,
+    /// The CPU that the runner may use.
+    cpu: i32,
+}
+
+impl Jail {
+    /// A jail for the code in `code`, at the beginning of which is the stub's, and for `context`,
+    /// which is shared memory at `place`. `memory` is the guest's.
+    ///
+    /// # Errors
+    /// If the host refuses a process, or a filter of system calls.
+    pub(crate) fn new(
+        code: Range<usize>,
+        context: &Context,
+        place: Range<usize>,
+        memory: BorrowedFd<'_>,
+    ) -> io::Result<Self> {
+        let mut board = Board::new()?;
+        let event = eventfd(0, EventfdFlags::CLOEXEC)?;
+        let stub = Stub::get();
+        let kept = [code.clone(), place.clone(), board.range()];
+        let address = board.address();
+        let orders = board.orders();
+        fill(orders, address, kept);
+        orders.memory = memory.as_raw_fd();
+        orders.event = event.as_raw_fd();
+        orders.context = place.start as u64;
+        let stack = &raw const context.stack as u64;
+        let len = size_of_val(&context.stack) as u64 / 2;
+        orders.signal_stack = [stack, 0, len];
+        orders.stack = stack + 2 * len;
+        let child = Child {
+            orders: address,
+            start: code.start + stub.start,
+            handler: code.start + stub.signal,
+            rseq: restartable_sequences(),
+        };
+        let pid = fork(&child)?;
+        // From here on, dropping ends the process.
+        let mut process = Process(pid);
+        let listener = process.listener(&context.jail_listener)?;
+        let mut jail = Self {
+            board,
+            listener,
+            event,
+            pid: std::mem::replace(&mut process.0, 0),
+            runner: 0,
+            waiting: 0,
+            cpu: -1,
+        };
+        jail.begin()?;
+        Ok(jail)
+    }
+
+    /// The addresses that its orders take.
+    pub(super) fn orders(&self) -> Range<usize> {
+        self.board.range()
+    }
+
+    /// Lets the runner leave the monitor's descriptors behind, and stop.
+    fn begin(&mut self) -> io::Result<()> {
+        let failed = |_| io::Error::other("a jail did not begin");
+        for expected in [libc::SYS_unshare, libc::SYS_close_range] {
+            let call = self.next(&mut || true).map_err(failed)?;
+            if c_long::from(call.call) != expected {
+                return Err(failed(Broken));
+            }
+            self.answer(call.id, 0, CONTINUE).map_err(failed)?;
+        }
+        let call = self.next(&mut || true).map_err(failed)?;
+        self.runner = call.pid;
+        self.waiting = call.id;
+        // What it maps next is mapped by now or never: one round tells that it works.
+        self.apply(&[]).map_err(failed)
+    }
+
+    /// Lets the runner go on as the context says, until it stops again. `is_called` tells whether
+    /// it was asked to stop: then it has to do so soon.
+    ///
+    /// # Errors
+    /// If it is gone, or won't.
+    pub(crate) fn run(&mut self, is_called: &mut dyn FnMut() -> bool) -> Result<(), Broken> {
+        self.follow();
+        self.answer(self.waiting, GO, 0)?;
+        let call = self.next(is_called)?;
+        if call.call != STOP_CALL {
+            return Err(Broken);
+        }
+        self.waiting = call.id;
+        Ok(())
+    }
+
+    /// Lets the mapper follow `orders`.
+    ///
+    /// # Errors
+    /// If the host has no room for another mapping.
+    pub(crate) fn apply(&mut self, orders: &[Order]) -> Result<(), Broken> {
+        let mut lists = orders.chunks(ORDERS_MAX);
+        let mut list = lists.next().unwrap_or(&[]);
+        loop {
+            self.board.give(list);
+            let mut answer = [0; 8];
+            let mut is_called = || true;
+            self.wait(&self.event, &mut is_called)?;
+            rustix::io::read(&self.event, &mut answer).map_err(|_| Broken)?;
+            if u64::from_ne_bytes(answer) != 1 {
+                return Err(Broken);
+            }
+            match lists.next() {
+                Some(next) => list = next,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Keeps the runner on the CPU where this thread is: a change of CPUs costs more than a
+    /// change of processes.
+    fn follow(&mut self) {
+        // SAFETY: asks for a number.
+        let cpu = unsafe { libc::sched_getcpu() };
+        if cpu == self.cpu || cpu < 0 {
+            return;
+        }
+        let mut set = rustix::thread::CpuSet::new();
+        if (cpu as usize) < rustix::thread::CpuSet::MAX_CPU {
+            set.set(cpu as usize);
+            let runner = rustix::process::Pid::from_raw(self.runner as i32);
+            // It is a matter of speed only.
+            let _ = rustix::thread::sched_setaffinity(runner, &set);
+            self.cpu = cpu;
+        }
+    }
+
+    /// The next call of the runner.
+    fn next(&self, is_called: &mut dyn FnMut() -> bool) -> Result<Notification, Broken> {
+        loop {
+            self.wait(&self.listener, is_called)?;
+            let mut call = Notification::default();
+            // SAFETY: the kernel fills a zeroed structure of this size.
+            let result = unsafe { libc::ioctl(self.listener.as_raw_fd(), RECEIVE, &raw mut call) };
+            if result == 0 {
+                return Ok(call);
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(Broken);
+            }
+        }
+    }
+
+    /// Waits until `file` has something.
+    fn wait(&self, file: &OwnedFd, is_called: &mut dyn FnMut() -> bool) -> Result<(), Broken> {
+        let mut called = None;
+        loop {
+            let mut files = [PollFd::new(file, PollFlags::IN)];
+            match poll(&mut files, Some(&LOOK)) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) if files[0].revents().contains(PollFlags::IN) => return Ok(()),
+                _ => return Err(Broken),
+            }
+            if !is_called() {
+                called = None;
+            } else if called.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+                return Err(Broken);
+            }
+        }
+    }
+
+    fn answer(&self, id: u64, value: i64, flags: u32) -> Result<(), Broken> {
+        let answer = Answer {
+            id,
+            value,
+            error: 0,
+            flags,
+        };
+        // SAFETY: the kernel reads a structure of this size.
+        let result = unsafe { libc::ioctl(self.listener.as_raw_fd(), SEND, &raw const answer) };
+        if result == 0 { Ok(()) } else { Err(Broken) }
+    }
+}
+
+impl Drop for Jail {
+    fn drop(&mut self) {
+        drop(Process(self.pid));
+    }
+}
+
+/// A child process, or 0.
+struct Process(i32);
+
+impl Process {
+    /// The descriptor that the runner puts down in `place`.
+    fn listener(&mut self, place: &AtomicI32) -> io::Result<OwnedFd> {
+        let begin = Instant::now();
+        loop {
+            let listener = place.load(Ordering::Acquire);
+            if listener > 0 {
+                // SAFETY: the jail opened it in the table that it still shared with this process,
+                // and told only us.
+                return Ok(unsafe { OwnedFd::from_raw_fd(listener) });
+            }
+            let mut status = 0;
+            // SAFETY: asks for the state of a child.
+            let ended = unsafe { libc::waitpid(self.0, &raw mut status, libc::WNOHANG) };
+            if ended != 0 {
+                self.0 = 0;
+                return Err(io::Error::other("a jail ended as it began"));
+            }
+            if begin.elapsed() > PATIENCE {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.0 > 0 {
+            // SAFETY: ends a child of ours that was not waited for, and waits for it.
+            unsafe {
+                libc::kill(self.0, libc::SIGKILL);
+                libc::waitpid(self.0, std::ptr::null_mut(), 0);
+            }
+        }
+    }
+}
+
+/// Everything but what depends on a descriptor or a context. The jail keeps `kept`.
+fn fill(orders: &mut Orders, address: usize, mut kept: [Range<usize>; 3]) {
+    kept.sort_by_key(|range| range.start);
+    let mut end = 0;
+    let mut count = 0;
+    for range in kept {
+        orders.gaps[count] = [end, range.start as u64 - end];
+        end = range.end as u64;
+        count += 1;
+    }
+    orders.gaps[count] = [end, TASK_END - end];
+    orders.gap_count = count as u32 + 1;
+    orders.done = 1;
+    orders.failed = 1 << 32;
+    let [mapper, runner] = &mut orders.programs;
+    // Load, compare, return: see seccomp(2) and BPF_STMT, BPF_JUMP of bpf(4).
+    let step = |code: u16, equal: u8, other: u8, k: u32| {
+        u64::from(code) | u64::from(equal) << 16 | u64::from(other) << 24 | u64::from(k) << 32
+    };
+    const LOAD: u16 = 0x20;
+    const EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    const X86_64: u32 = 0xc000_003e;
+    let call = |number: c_long, steps: u8| step(EQUAL, steps, 0, number as u32);
+    let program = [
+        step(LOAD, 0, 0, 4),
+        step(EQUAL, 0, 5, X86_64),
+        step(LOAD, 0, 0, 0),
+        call(libc::SYS_mmap, 4),
+        call(libc::SYS_munmap, 3),
+        call(libc::SYS_futex, 2),
+        call(libc::SYS_write, 1),
+        step(RETURN, 0, 0, libc::SECCOMP_RET_KILL_PROCESS),
+        step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    mapper[..program.len()].copy_from_slice(&program);
+    runner[0] = step(RETURN, 0, 0, libc::SECCOMP_RET_USER_NOTIF);
+    let at = (address + order!(programs)) as u64;
+    orders.mapper_filter.len = program.len() as u16;
+    orders.mapper_filter.program = at;
+    orders.runner_filter.len = 1;
+    orders.runner_filter.program = at + size_of_val(&orders.programs[0]) as u64;
+}
+
+/// What the new process needs to know.
+struct Child {
+    orders: usize,
+    start: usize,
+    handler: usize,
+    rseq: Option<(usize, u32)>,
+}
+
+/// Where the C library has told the kernel to note preemption (rseq(2)): memory that the jail
+/// is going to unmap.
+fn restartable_sequences() -> Option<(usize, u32)> {
+    // SAFETY: looks symbols up by name; where the C library has them, they are an `isize` and a
+    // `u32` that don't change. FS:0 is the thread's own address (x86-64 psABI, TLS).
+    unsafe {
+        let offset = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr()).cast::<isize>();
+        let size = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_size".as_ptr()).cast::<u32>();
+        if offset.is_null() || size.is_null() || *size == 0 {
+            return None;
+        }
+        let thread: usize;
+        std::arch::asm!("mov {}, fs:[0]", out(reg) thread, options(nostack, readonly));
+        Some((thread.wrapping_add_signed(*offset), *size))
+    }
+}
+
+/// Begins the process. It shares this one's table of descriptors at first, so that its listener
+/// is ours too.
+fn fork(child: &Child) -> io::Result<i32> {
+    let mut all = MaybeUninit::<libc::sigset_t>::uninit();
+    let mut before = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: a mask of all signals, so that no handler of ours runs in the child, and the mask
+    // from before afterwards. The child never returns.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
+        let parent = libc::getpid();
+        let flags = libc::CLONE_FILES | libc::SIGCHLD;
+        let pid = libc::syscall(libc::SYS_clone, c_long::from(flags), 0, 0, 0, 0);
+        if pid == 0 {
+            begin(child, parent);
+        }
+        let error = io::Error::last_os_error();
+        libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut());
+        if pid < 0 { Err(error) } else { Ok(pid as i32) }
+    }
+}
+
+/// The new process: makes itself what the stub expects, and goes there.
+///
+/// # Safety
+/// Only in a process of its own.
+unsafe fn begin(child: &Child, parent: i32) -> ! {
+    /// As the C library registers itself.
+    const SIGNATURE: u32 = 0x5305_3053;
+    const UNREGISTER: c_long = 1;
+    // SAFETY: system calls that change this process alone, which has one thread, and then a jump
+    // to code that needs nothing of it.
+    unsafe {
+        let mut is_well = libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == 0
+            && libc::getppid() == parent
+            && libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0;
+        if let Some((address, size)) = child.rseq {
+            let end = |size: u32| {
+                libc::syscall(libc::SYS_rseq, address, size, UNREGISTER, SIGNATURE) == 0
+            };
+            is_well &= end(32) || end(size);
+        }
+        let action = Action {
+            handler: child.handler,
+            flags: (libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER) as u64 | 0x0400_0000,
+            restorer: child.handler,
+            mask: 0,
+        };
+        let mut blocked = !0u64;
+        for signal in RAISED {
+            blocked &= !(1 << (signal - 1));
+            let result = libc::syscall(libc::SYS_rt_sigaction, signal, &raw const action, 0, 8);
+            is_well &= result == 0;
+        }
+        let set = libc::SIG_SETMASK;
+        let result = libc::syscall(libc::SYS_rt_sigprocmask, set, &raw const blocked, 0, 8);
+        if !is_well || result != 0 {
+            libc::_exit(1);
+        }
+        std::arch::asm!(
+            "jmp {start}",
+            start = in(reg) child.start,
+            in("rdi") child.orders,
+            options(noreturn),
+        );
+    }
+}

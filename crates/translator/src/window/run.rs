@@ -1,0 +1,286 @@
+//! The run loop of a vCPU whose code is in a jail.
+
+use super::jail::Broken;
+use crate::block::NO_SITE;
+use crate::gate::Reason;
+use crate::mode::Mode;
+use crate::store::PAGE;
+use crate::vcpu::{TranslatorVcpu, Vectors};
+use engine::Exit;
+use interpreter::Changes;
+use std::mem::swap;
+use std::time::Instant;
+use x86::Rflags;
+use x86::paging::is_canonical;
+
+/// The pages of so many bytes around one that is missing come along with it, if the guest has used
+/// them: what one page table maps.
+const AROUND: u64 = 2 << 20;
+/// No guest address: an instruction fetch there raises #GP.
+const NOWHERE: u64 = 0x8000_0000_0000_0000;
+
+impl TranslatorVcpu {
+    /// Whether the code at RIP, in `mode`, is to run in a jail.
+    #[inline(always)]
+    pub(crate) fn is_for_window(&self, mode: Mode) -> bool {
+        mode.contains(Mode::USER) && !mode.is_32bit() && self.windows.is_open(self.core.cr3())
+    }
+
+    /// User code was interrupted by an event: does it pay to run it in a jail?
+    pub(crate) fn find_user_code(&mut self) {
+        let mode = self.core.mode();
+        if mode.user && mode.bits == 64 && self.windows.heat.find(self.core.cr3()) {
+            self.windows.counters.opened += 1;
+            // Whoever goes to user code has to ask from now on.
+            self.lookup.forget_jumps(&mut self.context);
+        }
+    }
+
+    /// Runs user code in a jail until it leaves user mode or something waits.
+    pub(crate) fn run_in_window(&mut self) -> Option<Exit> {
+        let cr3 = self.core.cr3();
+        let memory = self.core.memory().clone();
+        let number = self.windows.space(cr3, &self.bell, memory.file())?;
+        let begin = Instant::now();
+        self.vectors_to_core();
+        self.exchange(number);
+        self.windows.active = Some(number);
+        self.take_scale();
+        let pending = std::mem::take(&mut self.windows.spaces[number].pending);
+        self.apply(pending);
+        self.windows.counters.runs += 1;
+        let stops0 = self.windows.counters.stops;
+        let fills0 = self.windows.counters.fills;
+        let exit = self.run_jail_code();
+        if std::env::var_os("WDBG").is_some() {
+            let t = begin.elapsed().as_micros();
+            if t > 200 {
+                eprintln!(
+                    "W cr3 {cr3:x} {t}us stops {} fills {} rip {:x} user {} pages {}",
+                    self.windows.counters.stops - stops0,
+                    self.windows.counters.fills - fills0,
+                    self.core.rip(),
+                    self.core.mode().user,
+                    self.windows.spaces[number].pages.len()
+                );
+            }
+        }
+        self.vectors_to_core();
+        self.exchange(number);
+        self.windows.active = None;
+        let pending = std::mem::take(&mut self.windows.pending);
+        self.apply(pending);
+        self.windows.heat.ran(cr3, begin.elapsed());
+        exit
+    }
+
+    /// Exchanges the vCPU's translations for those of a space, or back.
+    fn exchange(&mut self, number: usize) {
+        let space = &mut self.windows.spaces[number];
+        swap(&mut self.context, &mut space.context);
+        swap(&mut self.store, &mut space.store);
+        swap(&mut self.lookup, &mut space.lookup);
+        swap(&mut self.units, &mut space.units);
+        (self.taken, self.missed) = (None, None);
+    }
+
+    fn run_jail_code(&mut self) -> Option<Exit> {
+        loop {
+            if self
+                .windows
+                .active
+                .is_none_or(|n| self.windows.spaces[n].is_broken)
+            {
+                return None;
+            }
+            self.apply_changes();
+            if self.is_disturbed() {
+                return None;
+            }
+            let mode = self.mode()?;
+            let Some(block) = self.find(mode) else {
+                self.vectors_to_core();
+                match self.core.run_instruction() {
+                    Ok(()) => continue,
+                    Err(exit) => return Some(exit),
+                }
+            };
+            if let Err(exit) = self.run_from(block) {
+                return Some(exit);
+            }
+        }
+    }
+
+    /// Lets the jail go on at host address `host`, with the registers in the context, until
+    /// something has to be done that is not done on the way.
+    pub(crate) fn run_jail(&mut self, number: usize, mut host: u64) {
+        loop {
+            self.context.jump = host;
+            self.windows.counters.stops += 1;
+            let bell = &self.bell;
+            let jail = &mut self.windows.spaces[number].jail;
+            let result = jail.run(&mut || bell.is_ringing());
+            self.vectors = Vectors::Area;
+            let next = result.and_then(|()| self.after_stop(number));
+            match next {
+                Ok(Some(next)) => host = next,
+                Ok(None) => return,
+                Err(Broken) => {
+                    self.windows.spaces[number].is_broken = true;
+                    // What its registers were nobody knows any more. This is the program's fault.
+                    self.core.set_rip(NOWHERE);
+                    self.context.reason = Reason::Left as u32;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The jail has stopped: does what it wants, and returns where it goes on.
+    fn after_stop(&mut self, number: usize) -> Result<Option<u64>, Broken> {
+        // What is not the program's to say it does not say.
+        let flags = self.core.rflags();
+        let context = &mut *self.context;
+        context.crossing.crossed = 0;
+        context.interrupt_flag = (flags & Rflags::IF.bits()) as u32;
+        context.access_flag = (flags & Rflags::AC.bits()) as u32;
+        context.gs_base = self.core.base(x86::SegmentRegister::Gs);
+        context.kernel_gs_base = self.core.kernel_gs_base();
+        match context.reason {
+            reason if reason == Reason::Fault as u32 => self.window_fault(number),
+            reason if reason == Reason::Link as u32 => {
+                let argument = self.context.argument;
+                let block = self.store.block(argument >> 8).ok_or(Broken)?;
+                if argument as u8 >= block.exits() {
+                    return Err(Broken);
+                }
+                Ok(self.assist_in_jail())
+            }
+            reason if reason == Reason::Callout as u32 => {
+                self.site().ok_or(Broken)?;
+                Ok(self.assist_in_jail())
+            }
+            reason if reason == Reason::Indirect as u32 => {
+                if self.context.argument != NO_SITE {
+                    self.site().ok_or(Broken)?;
+                }
+                Ok(self.assist_in_jail())
+            }
+            _ => Err(Broken),
+        }
+    }
+
+    fn assist_in_jail(&mut self) -> Option<u64> {
+        let next = self.assist();
+        self.store.memory.publish();
+        next
+    }
+
+    /// An instruction in the jail raised a signal: the page that it wants is mapped, or the
+    /// interpreter finds out what it stands for.
+    fn window_fault(&mut self, number: usize) -> Result<Option<u64>, Broken> {
+        const PAGE_FAULT: u32 = 14;
+        const WRITE: u32 = 2;
+        let rip = self.context.jump;
+        let position = self.store.memory.offset_of(rip as usize).ok_or(Broken)?;
+        let block = self.store.block_at(position).ok_or(Broken)?;
+        let memory = &self.store.memory;
+        if block.guest_offset(memory, position as u32) == u16::MAX {
+            return Err(Broken);
+        }
+        let (vector, error) = (self.context.fault_vector, self.context.fault_error);
+        let address = self.context.fault_address;
+        if vector == PAGE_FAULT && self.fill_window(number, address, error & WRITE != 0)? {
+            return Ok(Some(rip));
+        }
+        self.record.registers = self.context.host;
+        self.record.rip = rip;
+        self.record.rflags = self.context.flags;
+        Ok(None)
+    }
+
+    /// Brings the page around `address` into the jail, and those around it. Returns whether it is
+    /// there now and was not before.
+    fn fill_window(&mut self, number: usize, address: u64, write: bool) -> Result<bool, Broken> {
+        let linear = address & !(PAGE as u64 - 1);
+        let space = &self.windows.spaces[number];
+        let is_there = space
+            .pages
+            .get(&linear)
+            .is_some_and(|page| page.writable || !write);
+        if is_there || !is_canonical(address, 48) || !space.has_place(linear) {
+            return Ok(false);
+        }
+        let Some(page) = self.core.data_page(address, write) else {
+            return Ok(false);
+        };
+        // Looking may have changed permissions.
+        self.apply_changes();
+        let mut found = Vec::new();
+        let space = &mut self.windows.spaces[number];
+        let begin = linear & !(AROUND - 1);
+        for near in (begin..begin + AROUND).step_by(PAGE) {
+            if near == linear {
+                found.push((near, page));
+                continue;
+            }
+            let known = space.pages.get(&near);
+            if known.is_some_and(|page| page.writable) || !space.has_place(near) {
+                continue;
+            }
+            let Some(page) = self.core.peek_user_page(near) else {
+                continue;
+            };
+            if known.is_none_or(|known| known.writable != page.writable) {
+                found.push((near, page));
+            }
+        }
+        self.windows.counters.fills += 1;
+        self.windows.counters.mapped += found.len() as u64;
+        space.map(&found)?;
+        Ok(true)
+    }
+
+    /// Takes out of the active jail what `changes` say is no longer true.
+    pub(crate) fn apply_to_window(&mut self, changes: &Changes) {
+        let Some(number) = self.windows.active else {
+            return;
+        };
+        let is_stale = changes.all || changes.locals || changes.lower;
+        let space = &mut self.windows.spaces[number];
+        let mut gone: Vec<u64> = if is_stale {
+            let core = &self.core;
+            let is_other = |linear: u64, page: &super::space::Page| {
+                let now = core.peek_user_page(linear);
+                !now.is_some_and(|n| n.offset == page.offset && (n.writable || !page.writable))
+            };
+            let pages = space.pages.iter();
+            let others = pages.filter(|(linear, page)| is_other(**linear, page));
+            others.map(|(linear, _)| *linear).collect()
+        } else {
+            let all = changes
+                .pages
+                .iter()
+                .map(|linear| linear & !(PAGE as u64 - 1));
+            all.filter(|linear| space.pages.contains_key(linear))
+                .collect()
+        };
+        if changes.writes && !is_stale {
+            let watch = self.core.memory().watch();
+            let pages = space.pages.iter();
+            let shut = pages.filter(|(_, p)| p.writable && watch.is_watched(p.offset / PAGE));
+            gone.extend(shut.map(|(linear, _)| *linear));
+        }
+        gone.sort_unstable();
+        gone.dedup();
+        self.windows.counters.unmapped += gone.len() as u64;
+        if space.unmap(&gone).is_err() {
+            space.is_broken = true;
+        }
+        if is_stale {
+            for linear in self.store.blocks.linear_pages(false) {
+                self.check_page(linear);
+            }
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! The guest address spaces that have a jail, and which of their pages are in it.
+
+use super::heat::Heat;
+use super::jail::{Broken, Jail};
+use super::orders::Order;
+use super::stub::Stub;
+use crate::context::{Bell, CONTEXTS_MAX, ContextBox};
+use crate::lookup::Lookup;
+use crate::mode::Mode;
+use crate::store::{PAGE, Store};
+use crate::translator::Options;
+use interpreter::{Changes, DataPage};
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+
+/// Most mappings that a jail may have: the host allows 65,530 (`vm.max_map_count`).
+const PAGES_MAX: usize = 1 << 20;
+/// Jails that may break before there are no more.
+const BROKEN_MAX: u32 = 8;
+
+/// What windows count.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Counters {
+    pub(crate) opened: u64,
+    pub(crate) jails: u64,
+    pub(crate) runs: u64,
+    pub(crate) stops: u64,
+    pub(crate) fills: u64,
+    pub(crate) mapped: u64,
+    pub(crate) unmapped: u64,
+    pub(crate) broken: u64,
+}
+
+/// A page of guest memory in a jail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Page {
+    /// Where it is in guest memory.
+    pub(super) offset: usize,
+    pub(super) writable: bool,
+}
+
+/// A guest address space with a jail.
+pub(crate) struct Space {
+    pub(super) cr3: u64,
+    /// What the jail runs and works with: exchanged with the vCPU's own while it runs there.
+    pub(super) context: ContextBox,
+    pub(super) store: Store,
+    pub(super) lookup: Lookup,
+    pub(super) units: Mode,
+    pub(super) jail: Jail,
+    /// The pages that are in the jail, by their linear address.
+    pub(super) pages: BTreeMap<u64, Page>,
+    /// What changed while another was active.
+    pub(super) pending: Changes,
+    /// Addresses that are the jail's own.
+    own: [Range<usize>; 3],
+    last_used: u64,
+    pub(super) is_broken: bool,
+}
+
+impl Space {
+    /// Whether a page at `linear` can be in the jail.
+    pub(super) fn has_place(&self, linear: u64) -> bool {
+        /// Where Linux lets programs map (`vm.mmap_min_addr`).
+        const FIRST: u64 = 0x1_0000;
+        let is_free = |range: &Range<usize>| !range.contains(&(linear as usize));
+        (FIRST..0x7fff_ffff_f000).contains(&linear) && self.own.iter().all(is_free)
+    }
+
+    /// Lets `pages` be in the jail.
+    pub(super) fn map(&mut self, pages: &[(u64, DataPage)]) -> Result<(), Broken> {
+        let mut orders: Vec<Order> = Vec::new();
+        for (linear, page) in pages {
+            let (offset, writable) = (page.offset as u64, page.writable);
+            let next = Order::map(*linear, PAGE as u64, offset, writable);
+            match orders.last_mut() {
+                Some(last)
+                    if last.address + last.len == *linear
+                        && last.offset + last.len == offset
+                        && last.protection == next.protection =>
+                {
+                    last.len += PAGE as u64;
+                }
+                _ => orders.push(next),
+            }
+            let kept = Page {
+                offset: page.offset,
+                writable,
+            };
+            self.pages.insert(*linear, kept);
+        }
+        if self.pages.len() > PAGES_MAX {
+            return Err(Broken);
+        }
+        self.jail.apply(&orders)
+    }
+
+    /// Takes the pages at `linear`, in ascending order, out of the jail.
+    pub(super) fn unmap(&mut self, linear: &[u64]) -> Result<(), Broken> {
+        let mut orders: Vec<Order> = Vec::new();
+        for linear in linear {
+            self.pages.remove(linear);
+            match orders.last_mut() {
+                Some(last) if last.address + last.len == *linear => last.len += PAGE as u64,
+                _ => orders.push(Order::unmap(*linear, PAGE as u64)),
+            }
+        }
+        if orders.is_empty() {
+            return Ok(());
+        }
+        self.jail.apply(&orders)
+    }
+}
+
+/// The jails of a vCPU.
+pub(crate) struct Windows {
+    pub(super) heat: Heat,
+    pub(super) spaces: Vec<Space>,
+    /// Contexts that no jail has.
+    free: Vec<ContextBox>,
+    /// The space whose code runs, or is about to; its translations are the vCPU's now.
+    pub(super) active: Option<usize>,
+    /// What changed in the vCPU's own translations meanwhile.
+    pub(super) pending: Changes,
+    code_cache: usize,
+    perf_map: bool,
+    clock: u64,
+    broken: u32,
+    pub(crate) counters: Counters,
+}
+
+impl Windows {
+    pub(crate) fn new(options: &Options) -> Self {
+        let when = if has_fs_instructions() {
+            options.windows
+        } else {
+            super::heat::When::Never
+        };
+        Self {
+            heat: Heat::new(when),
+            spaces: Vec::new(),
+            free: Vec::new(),
+            active: None,
+            pending: Changes::default(),
+            code_cache: options.code_cache,
+            perf_map: options.perf_map,
+            clock: 0,
+            broken: 0,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Whether the vCPU's translations are those of a jail.
+    #[inline(always)]
+    pub(crate) fn is_active(&self) -> bool {
+        self.active.is_some()
+    }
+
+    /// The number of the space whose translations they are.
+    #[inline(always)]
+    pub(crate) fn active(&self) -> Option<usize> {
+        self.active
+    }
+
+    /// Whether user code in the address space `cr3` runs in a jail.
+    #[inline(always)]
+    pub(crate) fn is_open(&self, cr3: u64) -> bool {
+        self.heat.is_open(cr3)
+    }
+
+    /// Takes note of `changes` for all translations but those that are active.
+    pub(crate) fn note(&mut self, changes: &Changes) {
+        for (number, space) in self.spaces.iter_mut().enumerate() {
+            if self.active != Some(number) {
+                space.pending.add(changes);
+            }
+        }
+        if self.is_active() {
+            self.pending.add(changes);
+        }
+    }
+
+    /// The space of `cr3`, made if need be.
+    pub(super) fn space(&mut self, cr3: u64, bell: &Bell, memory: BorrowedFd<'_>) -> Option<usize> {
+        self.clock += 1;
+        self.bury();
+        let known = self.spaces.iter().position(|space| space.cr3 == cr3);
+        let number = match known {
+            Some(number) => number,
+            None => match self.make(cr3, bell, memory) {
+                Ok(space) => {
+                    self.spaces.push(space);
+                    self.spaces.len() - 1
+                }
+                Err(_) => {
+                    // The host does not allow it, now or ever: the checks go on.
+                    self.heat.end();
+                    return None;
+                }
+            },
+        };
+        self.spaces[number].last_used = self.clock;
+        Some(number)
+    }
+
+    /// Ends all jails.
+    pub(crate) fn close(&mut self) {
+        while !self.spaces.is_empty() {
+            self.remove(0);
+        }
+    }
+
+    /// Ends those that broke.
+    fn bury(&mut self) {
+        while let Some(number) = self.spaces.iter().position(|space| space.is_broken) {
+            self.counters.broken += 1;
+            self.broken += 1;
+            self.remove(number);
+            if self.broken == BROKEN_MAX {
+                self.heat.end();
+            }
+        }
+    }
+
+    fn remove(&mut self, number: usize) {
+        let space = self.spaces.swap_remove(number);
+        drop(space.jail);
+        self.free.push(space.context);
+    }
+
+    fn make(&mut self, cr3: u64, bell: &Bell, memory: BorrowedFd<'_>) -> io::Result<Space> {
+        if self.spaces.len() == CONTEXTS_MAX - 1 {
+            let oldest = (0..self.spaces.len()).min_by_key(|i| self.spaces[*i].last_used);
+            self.remove(oldest.unwrap_or(0));
+        }
+        let mut context = match self.free.pop() {
+            Some(used) => used.renew()?,
+            None => {
+                let context = ContextBox::in_jail()?;
+                bell.join(&context);
+                context
+            }
+        };
+        let stub = Stub::get();
+        let store = Store::in_jail(
+            self.code_cache,
+            stub.code,
+            stub.ask,
+            &mut context,
+            self.perf_map,
+        )?;
+        let (code, place) = (store.memory.range(), context.range());
+        let jail = Jail::new(code.clone(), &context, place.clone(), memory)?;
+        // Until somebody has looked, its code stops at each poll.
+        bell.ring();
+        self.counters.jails += 1;
+        Ok(Space {
+            cr3,
+            own: [code, place, jail.orders()],
+            context,
+            store,
+            lookup: Lookup::default(),
+            units: Mode::empty(),
+            jail,
+            pages: BTreeMap::new(),
+            pending: Changes::default(),
+            last_used: 0,
+            is_broken: false,
+        })
+    }
+}
+
+/// Whether programs may set their FS base by an instruction (SDM vol. 2, WRFSBASE): Linux says so
+/// in the auxiliary vector.
+fn has_fs_instructions() -> bool {
+    const FSGSBASE: u64 = 1 << 1;
+    rustix::param::linux_hwcap().1 as u64 & FSGSBASE != 0
+}
