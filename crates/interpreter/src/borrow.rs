@@ -279,8 +279,11 @@ impl InterpreterVcpu {
             (page, Kind::Ram) => (page, true),
             (page, Kind::Rom) => (page, false),
         };
-        let writable =
-            writable && is_ram && cpu.shared.claim_write(cpu.index, page >> memory::PAGE_SHIFT);
+        let writable = writable
+            && is_ram
+            && cpu
+                .shared
+                .claim_write(cpu.index, page >> memory::PAGE_SHIFT);
         Some(DataPage {
             offset: page & !(PAGE_SIZE - 1),
             readable: true,

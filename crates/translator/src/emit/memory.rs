@@ -63,7 +63,7 @@ impl Emitter<'_> {
 
     /// An instruction with AH, CH, DH or BH as `operand`, which can't be encoded beside R8 to R15:
     /// what it names is made the low byte meanwhile.
-    pub(super) fn high_byte(&mut self, instruction: &Instruction, operand: u32, register: Reg) {
+    fn high_byte(&mut self, instruction: &Instruction, operand: u32, register: Reg) {
         let mut low = *instruction;
         low.set_op_register(operand, Register::AL + u32::from(register));
         self.asm.rotate_right(register, register, 8);
@@ -459,7 +459,7 @@ impl Emitter<'_> {
 }
 
 /// The operand that is AH, CH, DH or BH, and the number of the register that it is part of.
-pub(super) fn high_byte(instruction: &Instruction) -> Option<(u32, Reg)> {
+fn high_byte(instruction: &Instruction) -> Option<(u32, Reg)> {
     let high = [Register::AH, Register::CH, Register::DH, Register::BH];
     (0..instruction.op_count()).find_map(|operand| {
         let register = instruction.op_register(operand);

@@ -2,7 +2,6 @@
 //! are but for addresses relative to RIP, which is another one here, and for jumps.
 
 use super::Emitter;
-use super::memory::high_byte;
 use super::relocated;
 use crate::asm::{Mem, Reg};
 use crate::context::field;
@@ -57,11 +56,7 @@ impl Emitter<'_> {
     fn relative(&mut self, insn: &Insn) {
         let t0 = self.temporary(0);
         self.load_relative(t0, &insn.instruction);
-        let moved = relocated(&insn.instruction, Mem::base(t0, 0));
-        match high_byte(&insn.instruction) {
-            Some((operand, register)) => self.high_byte(&moved, operand, register),
-            None => self.encode(&moved),
-        }
+        self.encode(&relocated(&insn.instruction, Mem::base(t0, 0)));
     }
 
     fn load_relative(&mut self, to: Reg, instruction: &Instruction) {

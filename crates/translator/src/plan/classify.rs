@@ -427,9 +427,13 @@ fn data_class(
         Err(_) => return Class::Callout,
     };
     let has_memory = (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory);
-    if has_memory && has_high_byte(instruction) && instruction.mnemonic() == M::Cmpxchg {
-        // AL is an operand beside the high byte.
-        return Class::Callout;
+    if has_memory && has_high_byte(instruction) {
+        // AL is an operand beside the high byte. In a window, the access may fault, and no register
+        // may be elsewhere then.
+        let is_relative = instruction.is_ip_rel_memory_operand();
+        if instruction.mnemonic() == M::Cmpxchg || mode.is_windowed() && is_relative {
+            return Class::Callout;
+        }
     }
     let Some(used) = memory.filter(|_| has_memory) else {
         // What accesses memory by other means than an operand is not for us.

@@ -1,7 +1,6 @@
 //! The run loop of a vCPU whose code is in a jail.
 
 use super::jail::Broken;
-use crate::block::NO_SITE;
 use crate::gate::Reason;
 use crate::mode::Mode;
 use crate::store::PAGE;
@@ -49,22 +48,7 @@ impl TranslatorVcpu {
         let pending = std::mem::take(&mut self.windows.spaces[number].pending);
         self.apply(pending);
         self.windows.counters.runs += 1;
-        let stops0 = self.windows.counters.stops;
-        let fills0 = self.windows.counters.fills;
         let exit = self.run_jail_code();
-        if std::env::var_os("WDBG").is_some() {
-            let t = begin.elapsed().as_micros();
-            if t > 200 {
-                eprintln!(
-                    "W cr3 {cr3:x} {t}us stops {} fills {} rip {:x} user {} pages {}",
-                    self.windows.counters.stops - stops0,
-                    self.windows.counters.fills - fills0,
-                    self.core.rip(),
-                    self.core.mode().user,
-                    self.windows.spaces[number].pages.len()
-                );
-            }
-        }
         self.vectors_to_core();
         self.exchange(number);
         self.windows.active = None;
@@ -160,12 +144,8 @@ impl TranslatorVcpu {
                 self.site().ok_or(Broken)?;
                 Ok(self.assist_in_jail())
             }
-            reason if reason == Reason::Indirect as u32 => {
-                if self.context.argument != NO_SITE {
-                    self.site().ok_or(Broken)?;
-                }
-                Ok(self.assist_in_jail())
-            }
+            // Its site is an older one's if the jump was to 0, and is not needed then.
+            reason if reason == Reason::Indirect as u32 => Ok(self.assist_in_jail()),
             _ => Err(Broken),
         }
     }

@@ -3,7 +3,7 @@
 use crate::compare::differences;
 use crate::generator::Family;
 use crate::layout::*;
-use crate::machine::{Create, Machine, Outcome, interpreter, translator};
+use crate::machine::{Create, Machine, Outcome, interpreter, translator, windows};
 use crate::random::Random;
 use crate::trial::Trial;
 use memory::GuestMemory;
@@ -124,6 +124,11 @@ fn kernel_code() {
 #[test]
 fn user_code() {
     compare(translator, Mode::User64);
+}
+
+#[test]
+fn user_code_in_windows() {
+    compare(windows, Mode::User64);
 }
 
 #[test]
