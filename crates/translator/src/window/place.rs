@@ -30,7 +30,7 @@ pub(crate) fn map(
     for _ in 0..TRIES {
         // The keys of the standard library's hasher are random.
         let random = RandomState::new().hash_one(len);
-        let at = (FIRST + (random % PLACES << 21)) as usize;
+        let at = (FIRST + ((random % PLACES) << 21)) as usize;
         match map(at) {
             // Kernels before 4.17 take it for a wish.
             Ok(address) if address as usize == at => {

@@ -20,8 +20,13 @@ pub(crate) fn interpreter(setup: &Setup) -> (Arc<dyn Engine>, Vec<Box<dyn Vcpu>>
     (engine, vcpus)
 }
 
+/// A translator that checks all accesses.
 pub(crate) fn translator(setup: &Setup) -> (Arc<dyn Engine>, Vec<Box<dyn Vcpu>>) {
-    let (engine, vcpus) = Translator::create(setup, &Options::default()).expect("a translator");
+    let options = Options {
+        windows: When::Never,
+        ..Options::default()
+    };
+    let (engine, vcpus) = Translator::create(setup, &options).expect("a translator");
     (engine, vcpus)
 }
 
@@ -29,6 +34,7 @@ pub(crate) fn translator(setup: &Setup) -> (Arc<dyn Engine>, Vec<Box<dyn Vcpu>>)
 pub(crate) fn small_translator(setup: &Setup) -> (Arc<dyn Engine>, Vec<Box<dyn Vcpu>>) {
     let options = Options {
         code_cache: 1 << 20,
+        windows: When::Never,
         ..Options::default()
     };
     let (engine, vcpus) = Translator::create(setup, &options).expect("a translator");
