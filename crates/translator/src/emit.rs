@@ -3,7 +3,8 @@
 //! A block is, in the cache:
 //! 1. its *entry*: spills the registers that the block takes, and notes the page it runs in;
 //! 2. its *inner* part, where linked blocks that have spilled enter: the instructions;
-//! 3. cold code: what happens on TLB misses, and exits that are not linked.
+//! 3. cold code: what happens on TLB misses, and exits that are not linked; it may end in that of
+//!    another block.
 
 mod control;
 mod memory;
@@ -12,10 +13,12 @@ mod system;
 mod window;
 
 use crate::asm::{Asm, EQUAL, Mem, NOT_EQUAL, RCX, Reg, Width};
-use crate::block::{BlockId, Exit, Site};
+use crate::block::{BlockId, Exit, KeyHasher, NO_SITE, Site};
 use crate::context::{JUMP_CACHES, field, spill_slot};
 use crate::plan::{Class, Insn, Plan};
 use iced_x86::{Encoder, Instruction, OpKind, Register};
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 
 /// Offsets in the cache of the trampolines to the gates.
 #[derive(Debug, Clone, Copy, Default)]
@@ -50,6 +53,25 @@ impl Emitted {
         self.exits.clear();
     }
 }
+
+/// How ways out of a block end, behind what differs from one to the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Tail {
+    /// Gives registers back and goes to a gate.
+    Leave {
+        /// Registers whose guest values are in the context.
+        spilled: u16,
+        /// Whether RCX is to be returned, as [`Emitter::return_rcx`] does.
+        returns_rcx: bool,
+        gate: usize,
+    },
+    /// Tells the linear address in a register that an access missed the TLB.
+    Miss(Reg),
+}
+
+/// Where in the cache there are tails: the first block that needs one has it, and others jump
+/// there. Code stays where it is until the cache is emptied, even if its block is dropped.
+pub(crate) type Tails = HashMap<Tail, u32, BuildHasherDefault<KeyHasher>>;
 
 /// Code out of the way of the common case. `from` are displacements of jumps to it.
 enum Cold {
@@ -95,6 +117,7 @@ enum Cold {
 pub(crate) struct Emitter<'a> {
     asm: Asm,
     encoder: &'a mut Encoder,
+    tails: &'a mut Tails,
     plan: &'a Plan,
     gates: &'a Gates,
     /// Code bytes of the page, as [`Plan::new`] takes them.
@@ -121,6 +144,7 @@ impl<'a> Emitter<'a> {
     pub(crate) fn new(
         encoder: &'a mut Encoder,
         room: Emitted,
+        tails: &'a mut Tails,
         plan: &'a Plan,
         gates: &'a Gates,
         page: &'a [u8],
@@ -132,6 +156,7 @@ impl<'a> Emitter<'a> {
         Self {
             asm: Asm::new(start, room.code),
             encoder,
+            tails,
             plan,
             gates,
             page,
@@ -355,6 +380,33 @@ impl<'a> Emitter<'a> {
         self.ask(self.gates.callout, site);
     }
 
+    /// Ends a way out of the block for `place`, a site or an exit, if there is one.
+    fn end(&mut self, tail: Tail, place: Option<u8>) {
+        let argument = place.map_or(NO_SITE, |place| self.argument(place));
+        self.asm.store_field_imm(field!(argument), argument);
+        if let Some(known) = self.tails.get(&tail) {
+            return self.asm.jmp(*known as usize);
+        }
+        self.tails.insert(tail, self.asm.here() as u32);
+        match tail {
+            Tail::Leave {
+                spilled,
+                returns_rcx,
+                gate,
+            } => {
+                if returns_rcx {
+                    self.asm.load_field(RCX, field!(saved_rcx));
+                }
+                self.restore(spilled);
+                self.asm.jmp(gate);
+            }
+            Tail::Miss(linear) => {
+                self.asm.store_field(field!(linear), linear);
+                self.asm.jmp(self.gates.miss);
+            }
+        }
+    }
+
     /// Goes to `gate` for `place`, a site or an exit.
     fn ask(&mut self, gate: usize, place: u8) {
         let argument = self.argument(place);
@@ -423,8 +475,12 @@ impl<'a> Emitter<'a> {
             let here = self.asm.here();
             self.exits[number].unlinked = here as u32;
             self.asm.set_target(self.exits[number].jump as usize, here);
-            self.restore(self.plan.scratch_mask());
-            self.ask(self.gates.link, number as u8);
+            let leave = Tail::Leave {
+                spilled: self.plan.scratch_mask(),
+                returns_rcx: false,
+                gate: self.gates.link,
+            };
+            self.end(leave, Some(number as u8));
         }
     }
 

@@ -97,6 +97,9 @@ pub(crate) struct Plan {
     /// Registers that the block takes for itself, in the order in which it takes them: temporary
     /// 0 and 1, then those for shared checks.
     pub(crate) scratch: Vec<Reg>,
+    /// Registers that the block before has taken and that this one leaves as they are, one bit
+    /// each.
+    pub(crate) carried: u16,
     /// Whether RCX is free for sequences that leave the flags alone.
     pub(crate) rcx_free: bool,
     pub(crate) groups: Vec<Group>,
@@ -113,13 +116,16 @@ impl Plan {
     /// the block is that instruction. If it can't be decoded, the interpreter is left to deal with
     /// it.
     ///
-    /// `insns` is an empty list whose memory is used.
+    /// `before` are the registers that the block has taken from which this one is reached: to take
+    /// the same ones makes the way from there to here shorter. `insns` is an empty list whose
+    /// memory is used.
     pub(crate) fn new(
         classifier: &mut Classifier,
         page: &[u8],
         at: u16,
         linear: u64,
         mode: Mode,
+        before: u16,
         mut insns: Vec<Insn>,
     ) -> Self {
         let bitness = if mode.is_32bit() { 32 } else { 64 };
@@ -152,31 +158,33 @@ impl Plan {
             mode,
             insns,
             scratch: Vec::new(),
+            carried: 0,
             rcx_free: used & 1 << RCX == 0,
             groups: Vec::new(),
             is_closed,
             flags_live: true,
         };
         plan.find_live_flags(&page[..PAGE]);
-        let free: Vec<Reg> = SCRATCH_ORDER
-            .into_iter()
-            .filter(|r| used & 1 << r == 0)
-            .collect();
+        let unused = SCRATCH_ORDER.into_iter().filter(|r| used & 1 << r == 0);
+        let is_before = |r: &Reg| before & 1 << r != 0;
+        let others = unused.clone().filter(|r| !is_before(r));
+        let free = unused.filter(is_before).chain(others);
         if plan.insns.iter().any(|i| i.needs_scratch(mode)) || !is_closed && !mode.is_windowed() {
-            let room = free.len().min(SCRATCH_MAX) - 2.min(free.len());
+            let room = free.clone().count().min(SCRATCH_MAX).saturating_sub(2);
             // Outside 64-bit code, addresses wrap within a range.
             if !mode.intersects(Mode::SINGLE | Mode::WINDOW) && !mode.is_32bit() {
                 groups::share(&mut plan, room);
             }
             let taken = 2 + plan.groups.iter().map(|g| g.slot + 1).max().unwrap_or(0);
-            plan.scratch = free.into_iter().take(taken).collect();
+            plan.scratch = free.take(taken).collect();
             assert!(
                 plan.scratch.len() >= 2,
                 "no instruction uses that many registers"
             );
         } else {
-            plan.rcx_free = false;
+            plan.rcx_free &= before & 1 << RCX != 0;
         }
+        plan.carried = before & !used & !plan.scratch_mask();
         plan
     }
 
@@ -206,9 +214,12 @@ impl Plan {
         self.flags_live = live != 0;
     }
 
-    /// Registers taken, one bit each.
+    /// Registers whose values are not the guest's, one bit each.
     pub(crate) fn scratch_mask(&self) -> u16 {
-        let taken = self.scratch.iter().fold(0, |mask, r| mask | 1 << r);
+        let taken = self
+            .scratch
+            .iter()
+            .fold(self.carried, |mask, r| mask | 1 << r);
         taken | u16::from(self.rcx_free) << RCX
     }
 }

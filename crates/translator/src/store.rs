@@ -8,7 +8,7 @@ use crate::block::{
 use crate::code_memory::CodeMemory;
 use crate::context::{Context, JUMP_CACHES, field, jump_fields, spill_slot};
 use crate::crossing;
-use crate::emit::{Emitted, Emitter, Gates};
+use crate::emit::{Emitted, Emitter, Gates, Tails};
 use crate::gate::{self, Reason};
 use crate::lookup::{Lookup, SECOND_ROTATION};
 use crate::mode::Mode;
@@ -51,6 +51,7 @@ pub(crate) struct Store {
     /// Memory that translations use one after the other.
     insns: Vec<Insn>,
     emitted: Emitted,
+    tails: Tails,
     record: Vec<u8>,
     perf_map: Option<PerfMap>,
     /// Changes when the cache is emptied, and with it the meaning of blocks' numbers.
@@ -145,6 +146,7 @@ impl Store {
             encoder: Encoder::new(64),
             insns: Vec::new(),
             emitted: Emitted::default(),
+            tails: Tails::default(),
             record: Vec::new(),
             generation: 0,
             perf_map: perf_map.then(PerfMap::create).transpose()?,
@@ -181,7 +183,8 @@ impl Store {
 
     /// Translates the code at `key`, whose page has the bytes in `page`, at `linear`.
     /// The page is `global` if it is there in every address space. If the first instruction
-    /// straddles its end, `page` goes on with bytes of the `second` one.
+    /// straddles its end, `page` goes on with bytes of the `second` one. The block is about to be
+    /// reached from one that has taken the registers in `before`.
     pub(crate) fn translate(
         &mut self,
         key: Key,
@@ -189,16 +192,26 @@ impl Store {
         linear: u64,
         global: bool,
         second: Option<Second>,
+        before: u16,
     ) -> BlockId {
         let at = (key.offset % PAGE) as u16;
         let base = linear & !(PAGE as u64 - 1);
         let insns = std::mem::take(&mut self.insns);
-        let plan = Plan::new(&mut self.classifier, page, at, base, key.mode, insns);
+        let plan = Plan::new(
+            &mut self.classifier,
+            page,
+            at,
+            base,
+            key.mode,
+            before,
+            insns,
+        );
         let id = self.blocks.next_id();
         let start = self.used;
         let mut emitted = Emitter::new(
             &mut self.encoder,
             std::mem::take(&mut self.emitted),
+            &mut self.tails,
             &plan,
             &self.gates,
             page,
@@ -387,6 +400,7 @@ impl Store {
         self.counters.flushes += 1;
         self.generation += 1;
         self.blocks.clear();
+        self.tails.clear();
         self.used = self.first;
         self.records = self.memory.capacity();
         lookup.forget_jumps(context);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 /// What a user may choose.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Bytes of translated code that each vCPU keeps.
+    /// Bytes that each vCPU keeps of translated code and of what is known about it.
     pub code_cache: usize,
     /// When user code runs in a process of its own instead of behind checks.
     pub windows: When,

@@ -388,12 +388,14 @@ impl TranslatorVcpu {
         };
         let block = match self.store.find(&key) {
             Some(block) if self.is_whole(block, linear) => block,
-            Some(stale) => {
+            stale => {
                 let context = &mut self.context;
-                self.store.drop_blocks(&[stale], &mut self.lookup, context);
-                self.translate(key, linear, page.global)?
+                self.store
+                    .drop_blocks(stale.as_slice(), &mut self.lookup, context);
+                let before = taken.and_then(|t| self.store.block(t.from));
+                let before = before.map_or(0, |b| b.scratch);
+                self.translate(key, linear, page.global, before)?
             }
-            None => self.translate(key, linear, page.global)?,
         };
         if let Some(taken) = taken {
             self.link(taken, block, &key);
@@ -429,9 +431,10 @@ impl TranslatorVcpu {
         })
     }
 
-    /// Translates the block at `linear`. `None` if its first instruction is the interpreter's: it
-    /// goes on in a page from which nothing can be fetched.
-    fn translate(&mut self, key: Key, linear: u64, global: bool) -> Option<BlockId> {
+    /// Translates the block at `linear`, which is reached from one that has taken the registers in
+    /// `before`. `None` if its first instruction is the interpreter's: it goes on in a page from
+    /// which nothing can be fetched.
+    fn translate(&mut self, key: Key, linear: u64, global: bool, before: u16) -> Option<BlockId> {
         let page = key.offset & !(PAGE - 1);
         self.core.watch_code(page / PAGE);
         let mut second = None;
@@ -457,7 +460,8 @@ impl TranslatorVcpu {
             return None;
         }
         let code = &self.page[..bytes];
-        Some(self.store.translate(key, code, linear, global, second))
+        let store = &mut self.store;
+        Some(store.translate(key, code, linear, global, second, before))
     }
 
     /// Whether the instruction at `key` ends in the next page.

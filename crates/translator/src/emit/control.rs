@@ -1,8 +1,8 @@
 //! Control transfer: direct ones are linked, indirect ones go through the jump cache.
 
-use super::{Cold, Emitter, full_width};
+use super::{Cold, Emitter, Tail, full_width};
 use crate::asm::{Mem, RCX, Reg};
-use crate::block::{Exit, NO_SITE};
+use crate::block::Exit;
 use crate::context::{field, jump_fields, spill_slot};
 use crate::mode::Mode;
 use crate::plan::{Access, Insn};
@@ -84,10 +84,13 @@ impl Emitter<'_> {
         self.asm.load_gs(RCX, Mem::scaled(t1, 3, tags));
         self.asm.lea(RCX, Mem::sum(RCX, t0, 0));
         let hit = self.asm.jrcxz();
-        self.leave_registers(t0, t1);
-        let argument = site.map_or(NO_SITE, |site| self.argument(site));
-        self.asm.store_field_imm(field!(argument), argument);
-        self.asm.jmp(self.gates.indirect[self.plan.mode.slot()]);
+        let rcx_free = self.plan.rcx_free;
+        let ask_second = Tail::Leave {
+            spilled: 1 << t0 | 1 << t1 | u16::from(rcx_free) << RCX,
+            returns_rcx: !rcx_free,
+            gate: self.gates.indirect[self.plan.mode.slot()],
+        };
+        self.end(ask_second, site);
         self.asm.land(hit);
         self.asm.load_gs(RCX, Mem::scaled(t1, 3, hosts));
         self.asm.store_field(field!(jump), RCX);

@@ -1,6 +1,6 @@
 //! Memory accesses: address, check, access.
 
-use super::{Cold, Emitter, full_width, narrow_register, relocated, wide_register};
+use super::{Cold, Emitter, Tail, full_width, narrow_register, relocated, wide_register};
 use crate::asm::{ABOVE, Mem, RCX, RSP, Reg, Width};
 use crate::block::Site;
 use crate::context::{TLB_ENTRIES, TlbEntry, field, tlb_field};
@@ -311,8 +311,7 @@ impl Emitter<'_> {
             self.asm.cmp_imm32(t1, 4096 - i32::from(size));
             crosses = Some(self.asm.jcc_forward(ABOVE));
         }
-        self.asm.store_field(field!(linear), t0);
-        self.ask(self.gates.miss, site);
+        self.end(Tail::Miss(t0), Some(site));
         let Some(at) = single else {
             return;
         };

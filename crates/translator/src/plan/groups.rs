@@ -164,7 +164,7 @@ fn references(plan: &Plan) -> Vec<Reference> {
                 moved,
             });
         }
-        for register in (0..16u8).filter(|r| insn.writes >> r & 1 != 0) {
+        for register in ones(insn.writes) {
             match movement(insn, register) {
                 Some(step) => moved[usize::from(register)] += step,
                 None => {
@@ -179,6 +179,16 @@ fn references(plan: &Plan) -> Vec<Reference> {
         }
     }
     references
+}
+
+/// The numbers of the bits that are set.
+fn ones(mut bits: u16) -> impl Iterator<Item = u8> {
+    std::iter::from_fn(move || {
+        let lowest = bits.trailing_zeros() as u8;
+        let is_one = bits != 0;
+        bits &= bits.wrapping_sub(1);
+        is_one.then_some(lowest)
+    })
 }
 
 fn index(base: Base) -> usize {
