@@ -334,6 +334,12 @@ impl InterpreterVcpu {
         self.cpu.nmi_pending && !self.cpu.nmi_blocked || self.cpu.interrupt_waits()
     }
 
+    /// Exceptions and interrupts so far.
+    #[inline(always)]
+    pub fn events(&self) -> u64 {
+        self.cpu.counters.exceptions + self.cpu.counters.interrupts
+    }
+
     /// Machine time, in nanoseconds, at which the local APIC's timer wants attention.
     pub fn apic_deadline(&self) -> Option<u64> {
         self.cpu.next_apic_deadline(self.machine_now())

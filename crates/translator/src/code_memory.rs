@@ -108,6 +108,19 @@ impl CodeMemory {
         })
     }
 
+    /// Makes all of it zero again.
+    ///
+    /// # Errors
+    /// If the host does not empty the memory.
+    pub(crate) fn erase(&mut self) -> io::Result<()> {
+        let advice = rustix::mm::Advice::LinuxRemove;
+        // SAFETY: zeroes memory in which `&mut self` is the only access, and whose code does not
+        // run, as the thread that runs it, or lets it run, is here.
+        unsafe { rustix::mm::madvise(self.writable.as_ptr().cast(), self.capacity, advice) }?;
+        self.is_new = true;
+        Ok(())
+    }
+
     /// Its size in bytes.
     pub(crate) fn capacity(&self) -> usize {
         self.capacity

@@ -317,14 +317,16 @@ impl ContextBox {
                 rustix::mm::mmap_anonymous(at as *mut _, len, protection, flags)
             }
         })?;
-        Ok(Self::in_memory(memory.cast()).begin_in_jail())
+        let mut context = Self::in_memory(memory.cast());
+        context.begin_in_jail();
+        Ok(context)
     }
 
     /// As new: one that was in another jail.
     ///
     /// # Errors
     /// If the host does not empty the memory.
-    pub(crate) fn renew(self) -> io::Result<Self> {
+    pub(crate) fn renew(&mut self) -> io::Result<()> {
         let memory = self.0.0;
         // SAFETY: zeroes memory in which each field is valid as zero, and to which only bells refer
         // besides.
@@ -332,14 +334,14 @@ impl ContextBox {
             let advice = rustix::mm::Advice::LinuxRemove;
             rustix::mm::madvise(memory.as_ptr().cast(), size_of::<Context>(), advice)?;
         }
-        Ok(self.begin_in_jail())
+        self.begin_in_jail();
+        Ok(())
     }
 
-    fn begin_in_jail(mut self) -> Self {
+    fn begin_in_jail(&mut self) {
         self.begin();
         self.xsave_address = &raw const self.xsave as u64;
         self.host_rsp = &raw const self.stack as u64 + STACK_BYTES as u64;
-        self
     }
 
     /// Zeroed memory that becomes the context's.

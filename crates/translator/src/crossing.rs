@@ -26,6 +26,8 @@ pub(crate) struct Crossing {
     /// What the interpreter's CPL, CS, SS and flags have missed: nothing, [`TO_KERNEL`] or
     /// [`TO_USER`].
     pub(crate) crossed: u32,
+    /// System calls that were made, modulo 2^32.
+    pub(crate) made: u32,
     /// If not 0, the interpreter executes SYSCALL: it raises something, goes to an address that is
     /// not canonical, or leaves IF or AC set.
     syscall_refused: u32,
@@ -163,6 +165,7 @@ pub(crate) unsafe extern "C" fn syscall() {
          mov rcx, gs:[{selectors}]
          mov gs:[{cs_ss}], rcx
          mov dword ptr gs:[{crossed}], {to_kernel}
+         inc dword ptr gs:[{made}]
          mov rcx, gs:[{entry}]
          mov gs:[{pc}], rcx
          pext rdx, rcx, gs:[{jump_mask}]
@@ -197,6 +200,7 @@ pub(crate) unsafe extern "C" fn syscall() {
         cs_ss = const CS_SS,
         crossed = const field!(crossing.crossed),
         to_kernel = const TO_KERNEL,
+        made = const field!(crossing.made),
         entry = const field!(crossing.entry),
         pc = const field!(pc),
         jump_mask = const field!(jump_mask),

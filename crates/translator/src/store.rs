@@ -85,7 +85,33 @@ impl Store {
         context: &mut Context,
         perf_map: bool,
     ) -> io::Result<Self> {
-        let mut memory = CodeMemory::in_jail(capacity)?;
+        let memory = CodeMemory::in_jail(capacity)?;
+        Self::begin_in_jail(memory, stub, ask, context, perf_map)
+    }
+
+    /// As new, for a jail that holds another program from now on, and for `context`, which is new.
+    ///
+    /// # Errors
+    /// If the host does not empty the memory.
+    pub(crate) fn renew(
+        mut self,
+        stub: &[u8],
+        ask: usize,
+        context: &mut Context,
+    ) -> io::Result<Self> {
+        self.memory.erase()?;
+        let mut store = Self::begin_in_jail(self.memory, stub, ask, context, false)?;
+        store.perf_map = self.perf_map;
+        Ok(store)
+    }
+
+    fn begin_in_jail(
+        mut memory: CodeMemory,
+        stub: &[u8],
+        ask: usize,
+        context: &mut Context,
+        perf_map: bool,
+    ) -> io::Result<Self> {
         memory.write(0, stub);
         context.assist_gate = memory.address(ask) as u64;
         Self::create(memory, stub.len(), context, perf_map)

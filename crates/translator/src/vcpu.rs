@@ -394,7 +394,11 @@ impl TranslatorVcpu {
                     .drop_blocks(stale.as_slice(), &mut self.lookup, context);
                 let before = taken.and_then(|t| self.store.block(t.from));
                 let before = before.map_or(0, |b| b.scratch);
-                self.translate(key, linear, page.global, before)?
+                let block = self.translate(key, linear, page.global, before)?;
+                if self.windows.is_active() {
+                    self.expect_jumps(block, rip, mode);
+                }
+                block
             }
         };
         if let Some(taken) = taken {
@@ -409,7 +413,7 @@ impl TranslatorVcpu {
     }
 
     /// Whether all of the block at `linear` is where it was.
-    fn is_whole(&mut self, block: BlockId, linear: u64) -> bool {
+    pub(crate) fn is_whole(&mut self, block: BlockId, linear: u64) -> bool {
         let Some(block) = self.store.block(block) else {
             return false;
         };
@@ -434,7 +438,13 @@ impl TranslatorVcpu {
     /// Translates the block at `linear`, which is reached from one that has taken the registers in
     /// `before`. `None` if its first instruction is the interpreter's: it goes on in a page from
     /// which nothing can be fetched.
-    fn translate(&mut self, key: Key, linear: u64, global: bool, before: u16) -> Option<BlockId> {
+    pub(crate) fn translate(
+        &mut self,
+        key: Key,
+        linear: u64,
+        global: bool,
+        before: u16,
+    ) -> Option<BlockId> {
         let page = key.offset & !(PAGE - 1);
         self.core.watch_code(page / PAGE);
         let mut second = None;
@@ -475,7 +485,7 @@ impl TranslatorVcpu {
         plan::straddles(&code[..room], key.mode)
     }
 
-    fn link(&mut self, taken: Taken, to: BlockId, key: &Key) {
+    pub(crate) fn link(&mut self, taken: Taken, to: BlockId, key: &Key) {
         if taken.generation != self.store.generation {
             // Its number may be another block's.
             return;

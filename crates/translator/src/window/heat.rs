@@ -1,30 +1,39 @@
 //! Which address spaces are worth a jail.
+//!
+//! To go into a jail and out again takes two switches of processes; what runs there gains about
+//! as much time as it takes. So a window is opened where user code was found running again and
+//! again with few entries into the kernel in between, and closed when it has cost more than it gained.
 
 use std::time::{Duration, Instant};
 
 /// Address spaces that are remembered.
 const REMEMBERED: usize = 16;
-/// Finding an address space in user mode this often, each time soon after the last, opens its
-/// window.
-const FINDS: u32 = 2;
-/// How soon.
-const SOON: Duration = Duration::from_millis(50);
-/// A run in a jail that is shorter costs more than it gains.
-const SHORT: Duration = Duration::from_micros(60);
-/// So many short runs, less the long ones, close a window.
-const SHORT_MAX: u32 = 12;
-/// Most finds that are asked for after windows were closed.
-const FINDS_MAX: u32 = 64;
+/// How long user code should run between two entries into the kernel.
+const LONG: Duration = Duration::from_micros(200);
+/// Finds in a row that open a window: by then the program has run for as long as that takes.
+const FINDS: u32 = 5;
+/// Most finds in a row that are asked for after windows were closed.
+const FINDS_MAX: u32 = 256;
+/// Two finds that are further apart say nothing, nor do two that are closer.
+const APART: std::ops::Range<Duration> = Duration::from_micros(500)..Duration::from_millis(50);
+/// What a stop of a jail costs: the switches, and what the CPU's caches forget.
+const STOP: Duration = Duration::from_micros(25);
+/// The credit, in microseconds, that a window begins with, and the most that it can have.
+const CREDIT: i64 = 10_000;
+const CREDIT_MAX: i64 = 40_000;
 
 /// What is known about an address space.
 #[derive(Debug, Clone, Copy)]
 struct Warmth {
     cr3: u64,
+    /// Finds in a row.
     finds: u32,
     wanted: u32,
+    /// When the last one was, and how often the kernel had been entered.
     last: Instant,
-    short: u32,
-    is_open: bool,
+    entries: u64,
+    /// What the window has gained so far, in microseconds, if it is open.
+    credit: Option<i64>,
 }
 
 /// When windows are opened.
@@ -38,7 +47,7 @@ pub enum When {
     Never,
 }
 
-/// The address spaces in which user code was seen.
+/// The address spaces in which user code was found.
 #[derive(Debug)]
 pub(super) struct Heat {
     when: When,
@@ -63,46 +72,61 @@ impl Heat {
         match self.when {
             When::Always => true,
             When::Never => false,
-            When::Auto => self.known.iter().any(|w| w.cr3 == cr3 && w.is_open),
+            When::Auto => self
+                .known
+                .iter()
+                .any(|w| w.cr3 == cr3 && w.credit.is_some()),
         }
     }
 
-    /// User code was found running in the address space `cr3`. Returns whether that opens a
-    /// window.
-    pub(super) fn find(&mut self, cr3: u64) -> bool {
+    /// User code was found running in the address space `cr3`; the kernel was entered `entries`
+    /// times so far. Returns whether that opens a window.
+    pub(super) fn find(&mut self, cr3: u64, entries: u64) -> bool {
         if self.when != When::Auto {
             return false;
         }
         let now = Instant::now();
         let warmth = self.warmth(cr3, now);
-        if now.duration_since(warmth.last) > SOON {
+        let time = now.duration_since(warmth.last);
+        if time < APART.start || warmth.credit.is_some() {
+            return false;
+        }
+        let entered = entries.wrapping_sub(warmth.entries).max(1);
+        let is_long = time >= LONG * u32::try_from(entered).unwrap_or(u32::MAX);
+        if time < APART.end && is_long {
+            warmth.finds += 1;
+        } else {
             warmth.finds = 0;
         }
-        warmth.last = now;
-        warmth.finds += 1;
-        let opens = !warmth.is_open && warmth.finds >= warmth.wanted;
+        (warmth.last, warmth.entries) = (now, entries);
+        let opens = warmth.finds >= warmth.wanted;
         if opens {
-            warmth.is_open = true;
-            warmth.short = 0;
+            warmth.credit = Some(CREDIT);
         }
         opens
     }
 
-    /// A run in the jail of `cr3` took `time`.
-    pub(super) fn ran(&mut self, cr3: u64, time: Duration) {
+    /// Another program has the address space `cr3` now.
+    pub(super) fn forget(&mut self, cr3: u64) {
+        self.known.retain(|warmth| warmth.cr3 != cr3);
+    }
+
+    /// A run in the jail of `cr3` took `time`, with so many stops.
+    pub(super) fn ran(&mut self, cr3: u64, time: Duration, stops: u64) {
         if self.when != When::Auto {
             return;
         }
         let warmth = self.warmth(cr3, Instant::now());
-        if time >= SHORT {
-            warmth.short = warmth.short.saturating_sub(2);
+        let Some(credit) = warmth.credit else {
             return;
-        }
-        warmth.short += 1;
-        if warmth.short > SHORT_MAX {
-            warmth.is_open = false;
+        };
+        let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
+        let cost = STOP.saturating_mul(u32::try_from(stops).unwrap_or(u32::MAX));
+        let credit = (credit + micros(time) - 2 * micros(cost)).min(CREDIT_MAX);
+        warmth.credit = Some(credit).filter(|credit| *credit > 0);
+        if warmth.credit.is_none() {
             warmth.finds = 0;
-            warmth.wanted = (warmth.wanted * 2).min(FINDS_MAX);
+            warmth.wanted = (warmth.wanted * 4).min(FINDS_MAX);
         }
     }
 
@@ -119,12 +143,58 @@ impl Heat {
                     finds: 0,
                     wanted: FINDS,
                     last: now,
-                    short: 0,
-                    is_open: false,
+                    entries: 0,
+                    credit: None,
                 });
                 self.known.len() - 1
             }
         };
         &mut self.known[place]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Finds user code as often, with `entries` into the kernel before each.
+    fn find(heat: &mut Heat, times: u32, entries: u64) -> bool {
+        let mut opened = false;
+        for time in 0..times {
+            std::thread::sleep(Duration::from_millis(1));
+            opened |= heat.find(0x1000, entries * u64::from(time));
+        }
+        opened
+    }
+
+    #[test]
+    fn code_that_computes_opens_a_window_and_system_calls_do_not() {
+        let mut heat = Heat::new(When::Auto);
+        assert!(!find(&mut heat, 20, 1_000_000));
+        assert!(!heat.is_open(0x1000));
+        assert!(find(&mut heat, 20, 1));
+        assert!(heat.is_open(0x1000) && !heat.is_open(0x2000));
+    }
+
+    #[test]
+    fn a_window_that_costs_more_than_it_gains_is_closed() {
+        let mut heat = Heat::new(When::Auto);
+        assert!(find(&mut heat, 20, 1));
+        for _ in 0..1000 {
+            heat.ran(0x1000, Duration::from_millis(1), 1);
+        }
+        assert!(heat.is_open(0x1000));
+        for _ in 0..10_000 {
+            heat.ran(0x1000, Duration::from_micros(20), 1);
+        }
+        assert!(!heat.is_open(0x1000));
+        assert!(!find(&mut heat, 3, 1), "next time takes longer");
+    }
+
+    #[test]
+    fn always_and_never_ask_nobody() {
+        assert!(Heat::new(When::Always).is_open(7));
+        let mut never = Heat::new(When::Never);
+        assert!(!find(&mut never, 20, 0) && !never.is_open(0x1000));
     }
 }

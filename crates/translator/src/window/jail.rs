@@ -141,6 +141,17 @@ impl Jail {
         Ok(jail)
     }
 
+    /// Takes everything of the guest's out of it.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub(super) fn empty(&mut self) -> Result<(), Broken> {
+        let orders = self.board.orders();
+        let gaps = orders.gaps[..orders.gap_count as usize].iter();
+        let orders: Vec<Order> = gaps.map(|[at, len]| Order::unmap(*at, *len)).collect();
+        self.apply(&orders)
+    }
+
     /// The addresses that its orders take.
     pub(super) fn orders(&self) -> Range<usize> {
         self.board.range()

@@ -1,12 +1,14 @@
 //! The run loop of a vCPU whose code is in a jail.
 
 use super::jail::Broken;
+use crate::block::{BlockId, Key};
 use crate::gate::Reason;
 use crate::mode::Mode;
 use crate::store::PAGE;
-use crate::vcpu::{TranslatorVcpu, Vectors};
+use crate::vcpu::{Taken, TranslatorVcpu, Vectors};
 use engine::Exit;
 use interpreter::Changes;
+use std::collections::VecDeque;
 use std::mem::swap;
 use std::time::Instant;
 use x86::Rflags;
@@ -15,6 +17,8 @@ use x86::paging::is_canonical;
 /// The pages of so many bytes around one that is missing come along with it, if the guest has used
 /// them: what one page table maps.
 const AROUND: u64 = 2 << 20;
+/// So many blocks are translated before they are asked for.
+const AHEAD: u32 = 32;
 /// No guest address: an instruction fetch there raises #GP.
 const NOWHERE: u64 = 0x8000_0000_0000_0000;
 
@@ -28,7 +32,11 @@ impl TranslatorVcpu {
     /// User code was interrupted by an event: does it pay to run it in a jail?
     pub(crate) fn find_user_code(&mut self) {
         let mode = self.core.mode();
-        if mode.user && mode.bits == 64 && self.windows.heat.find(self.core.cr3()) {
+        if !mode.user || mode.bits != 64 {
+            return;
+        }
+        let entries = self.core.events() + u64::from(self.context.crossing.made);
+        if self.windows.heat.find(self.core.cr3(), entries) {
             self.windows.counters.opened += 1;
             // Whoever goes to user code has to ask from now on.
             self.lookup.forget_jumps(&mut self.context);
@@ -48,13 +56,15 @@ impl TranslatorVcpu {
         let pending = std::mem::take(&mut self.windows.spaces[number].pending);
         self.apply(pending);
         self.windows.counters.runs += 1;
+        let stops = self.windows.counters.stops;
         let exit = self.run_jail_code();
         self.vectors_to_core();
         self.exchange(number);
         self.windows.active = None;
         let pending = std::mem::take(&mut self.windows.pending);
         self.apply(pending);
-        self.windows.heat.ran(cr3, begin.elapsed());
+        let stops = self.windows.counters.stops - stops;
+        self.windows.heat.ran(cr3, begin.elapsed(), stops);
         exit
     }
 
@@ -70,14 +80,11 @@ impl TranslatorVcpu {
 
     fn run_jail_code(&mut self) -> Option<Exit> {
         loop {
-            if self
-                .windows
-                .active
-                .is_none_or(|n| self.windows.spaces[n].is_broken)
-            {
+            self.apply_changes();
+            let space = self.windows.active.map(|n| &self.windows.spaces[n]);
+            if space.is_none_or(|s| s.is_broken || !self.windows.heat.is_open(s.cr3)) {
                 return None;
             }
-            self.apply_changes();
             if self.is_disturbed() {
                 return None;
             }
@@ -151,9 +158,86 @@ impl TranslatorVcpu {
     }
 
     fn assist_in_jail(&mut self) -> Option<u64> {
-        let next = self.assist();
+        let generation = self.store.generation;
+        let next = self.assist()?;
+        self.look_ahead();
         self.store.memory.publish();
-        next
+        // If it had to make room, the code is no longer there.
+        (generation == self.store.generation).then_some(next)
+    }
+
+    /// Translates what follows the code at RIP and was executed behind checks already, so that the
+    /// jail does not stop for each block of it.
+    fn look_ahead(&mut self) {
+        let Some(mode) = self.mode() else {
+            return;
+        };
+        let generation = self.store.generation;
+        let mut left = AHEAD;
+        let mut queue = VecDeque::new();
+        let rip = self.core.rip();
+        queue.extend(
+            self.key(rip, mode)
+                .and_then(|(key, _)| self.store.find(&key)),
+        );
+        while let Some(from) = queue.pop_front() {
+            let exits = self.store.block(from).map_or(0, |block| block.exits());
+            for number in 0..exits {
+                let Some((block, exit)) = self.store.exit(from, number) else {
+                    return;
+                };
+                let rip = self.address(block.key.linear, block.key.mode, exit.target);
+                if exit.linked || exit.single {
+                    continue;
+                }
+                let Some((key, global)) = self.key(rip, mode) else {
+                    continue;
+                };
+                let known = self.store.find(&key);
+                let to = match known {
+                    Some(block) => Some(block).filter(|block| self.is_whole(*block, rip)),
+                    None if left > 0 && self.windows.has_run(&key) => {
+                        left -= 1;
+                        let block = self.translate(key, rip, global, block.scratch);
+                        queue.extend(block);
+                        block.inspect(|block| self.expect_jumps(*block, rip, mode))
+                    }
+                    None => None,
+                };
+                if self.store.generation != generation {
+                    return;
+                }
+                if let Some(to) = to {
+                    let taken = Taken {
+                        from,
+                        exit: number,
+                        rip,
+                        single: false,
+                        generation,
+                    };
+                    self.link(taken, to, &key);
+                }
+            }
+        }
+    }
+
+    /// Puts the block at `rip` into the jump cache: a jail stops for each jump that is not there.
+    pub(crate) fn expect_jumps(&mut self, block: BlockId, rip: u64, mode: Mode) {
+        if let Some(host) = self.store.entry(block) {
+            self.lookup
+                .fill_jump(&mut self.context, mode.slot(), rip, host);
+        }
+    }
+
+    /// The key of the block at `rip`, and whether that is there in every address space.
+    fn key(&mut self, rip: u64, mode: Mode) -> Option<(Key, bool)> {
+        let page = self.core.code_page(rip)?;
+        let key = Key {
+            offset: page.offset + rip as usize % PAGE,
+            linear: rip,
+            mode,
+        };
+        Some((key, page.global))
     }
 
     /// An instruction in the jail raised a signal: the page that it wants is mapped, or the
@@ -253,6 +337,9 @@ impl TranslatorVcpu {
         }
         gone.sort_unstable();
         gone.dedup();
+        if is_stale && gone.len() * 2 > space.pages.len() {
+            self.windows.heat.forget(space.cr3);
+        }
         self.windows.counters.unmapped += gone.len() as u64;
         if space.unmap(&gone).is_err() {
             space.is_broken = true;

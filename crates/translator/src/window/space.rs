@@ -4,6 +4,7 @@ use super::heat::Heat;
 use super::jail::{Broken, Jail};
 use super::orders::Order;
 use super::stub::Stub;
+use crate::block::Key;
 use crate::context::{Bell, CONTEXTS_MAX, ContextBox};
 use crate::lookup::Lookup;
 use crate::mode::Mode;
@@ -61,6 +62,29 @@ pub(crate) struct Space {
 }
 
 impl Space {
+    /// Makes it the space of `cr3`, with nothing left of what it was.
+    ///
+    /// # Errors
+    /// The context, if the jail is of no more use.
+    fn renew(mut self, cr3: u64) -> Result<Self, ContextBox> {
+        let stub = Stub::get();
+        if self.jail.empty().is_err() || self.context.renew().is_err() {
+            return Err(self.context);
+        }
+        match self.store.renew(stub.code, stub.ask, &mut self.context) {
+            Ok(store) => Ok(Self {
+                cr3,
+                store,
+                lookup: Lookup::default(),
+                units: Mode::empty(),
+                pages: BTreeMap::new(),
+                pending: Changes::default(),
+                ..self
+            }),
+            Err(_) => Err(self.context),
+        }
+    }
+
     /// Whether a page at `linear` can be in the jail.
     pub(super) fn has_place(&self, linear: u64) -> bool {
         /// Where Linux lets programs map (`vm.mmap_min_addr`).
@@ -170,6 +194,17 @@ impl Windows {
         self.heat.is_open(cr3)
     }
 
+    /// Whether the code at `key`, which is for the jail that is active, was executed behind checks.
+    pub(super) fn has_run(&self, key: &Key) -> bool {
+        let key = Key {
+            linear: 0,
+            mode: key.mode - Mode::WINDOW,
+            ..*key
+        };
+        let home = self.active.map(|number| &self.spaces[number].store);
+        home.is_some_and(|home| home.find(&key).is_some())
+    }
+
     /// Takes note of `changes` for all translations but those that are active.
     pub(crate) fn note(&mut self, changes: &Changes) {
         for (number, space) in self.spaces.iter_mut().enumerate() {
@@ -189,20 +224,44 @@ impl Windows {
         let known = self.spaces.iter().position(|space| space.cr3 == cr3);
         let number = match known {
             Some(number) => number,
-            None => match self.make(cr3, bell, memory) {
-                Ok(space) => {
-                    self.spaces.push(space);
-                    self.spaces.len() - 1
-                }
-                Err(_) => {
-                    // The host does not allow it, now or ever: the checks go on.
-                    self.heat.end();
-                    return None;
-                }
+            None => match self.reuse(cr3, bell) {
+                Some(number) => number,
+                None => match self.make(cr3, bell, memory) {
+                    Ok(space) => {
+                        self.spaces.push(space);
+                        self.spaces.len() - 1
+                    }
+                    Err(_) => {
+                        // The host does not allow it, now or ever: the checks go on.
+                        self.heat.end();
+                        return None;
+                    }
+                },
             },
         };
         self.spaces[number].last_used = self.clock;
         Some(number)
+    }
+
+    /// Gives a jail whose window is closed, or the one that waits longest if there are enough, to
+    /// `cr3`.
+    fn reuse(&mut self, cr3: u64, bell: &Bell) -> Option<usize> {
+        let is_full = self.spaces.len() == CONTEXTS_MAX - 1;
+        let spaces = self.spaces.iter().enumerate();
+        let idle = spaces.filter(|(_, space)| is_full || !self.heat.is_open(space.cr3));
+        let (number, _) = idle.min_by_key(|(_, space)| space.last_used)?;
+        let space = self.spaces.swap_remove(number);
+        match space.renew(cr3) {
+            Ok(space) => {
+                bell.ring();
+                self.spaces.push(space);
+                Some(self.spaces.len() - 1)
+            }
+            Err(context) => {
+                self.free.push(context);
+                None
+            }
+        }
     }
 
     /// Ends all jails.
@@ -231,12 +290,11 @@ impl Windows {
     }
 
     fn make(&mut self, cr3: u64, bell: &Bell, memory: BorrowedFd<'_>) -> io::Result<Space> {
-        if self.spaces.len() == CONTEXTS_MAX - 1 {
-            let oldest = (0..self.spaces.len()).min_by_key(|i| self.spaces[*i].last_used);
-            self.remove(oldest.unwrap_or(0));
-        }
         let mut context = match self.free.pop() {
-            Some(used) => used.renew()?,
+            Some(mut used) => {
+                used.renew()?;
+                used
+            }
             None => {
                 let context = ContextBox::in_jail()?;
                 bell.join(&context);
