@@ -11,7 +11,7 @@ const REMEMBERED: usize = 16;
 /// How long user code should run between two entries into the kernel.
 const LONG: Duration = Duration::from_micros(200);
 /// Finds in a row that open a window: by then the program has run for as long as that takes.
-const FINDS: u32 = 5;
+const FINDS: u32 = 8;
 /// Most finds in a row that are asked for after windows were closed.
 const FINDS_MAX: u32 = 256;
 /// Two finds that are further apart say nothing, nor do two that are closer.
@@ -122,7 +122,7 @@ impl Heat {
         };
         let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
         let cost = STOP.saturating_mul(u32::try_from(stops).unwrap_or(u32::MAX));
-        let credit = (credit + micros(time) - 2 * micros(cost)).min(CREDIT_MAX);
+        let credit = (credit + micros(time) - 3 * micros(cost)).min(CREDIT_MAX);
         warmth.credit = Some(credit).filter(|credit| *credit > 0);
         if warmth.credit.is_none() {
             warmth.finds = 0;
@@ -188,7 +188,7 @@ mod tests {
             heat.ran(0x1000, Duration::from_micros(20), 1);
         }
         assert!(!heat.is_open(0x1000));
-        assert!(!find(&mut heat, 3, 1), "next time takes longer");
+        assert!(!find(&mut heat, 9, 1), "next time takes longer");
     }
 
     #[test]

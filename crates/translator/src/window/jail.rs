@@ -15,6 +15,7 @@ use super::stub::{GO, STOP_CALL, Stub};
 use crate::context::Context;
 use libc::c_long;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -89,7 +90,18 @@ pub(crate) struct Jail {
     /// The call in which the runner waits.
     waiting: u64,
     /// The CPU that the runner may use.
-    cpu: i32,
+    cpu: Option<usize>,
+}
+
+/// This thread is on one CPU while this lives.
+pub(super) struct Pinned {
+    all: CpuSet,
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let _ = sched_setaffinity(None, &self.all);
+    }
 }
 
 impl Jail {
@@ -135,7 +147,7 @@ impl Jail {
             pid: std::mem::replace(&mut process.0, 0),
             runner: 0,
             waiting: 0,
-            cpu: -1,
+            cpu: None,
         };
         jail.begin()?;
         Ok(jail)
@@ -180,7 +192,6 @@ impl Jail {
     /// # Errors
     /// If it is gone, or won't.
     pub(crate) fn run(&mut self, is_called: &mut dyn FnMut() -> bool) -> Result<(), Broken> {
-        self.follow();
         self.answer(self.waiting, GO, 0)?;
         let call = self.next(is_called)?;
         if call.call != STOP_CALL {
@@ -213,22 +224,25 @@ impl Jail {
         }
     }
 
-    /// Keeps the runner on the CPU where this thread is: a change of CPUs costs more than a
-    /// change of processes.
-    fn follow(&mut self) {
-        // SAFETY: asks for a number.
-        let cpu = unsafe { libc::sched_getcpu() };
-        if cpu == self.cpu || cpu < 0 {
-            return;
+    /// Keeps the runner and this thread on one CPU: a change of CPUs costs more than a change of
+    /// processes. Ends when what is returned is dropped.
+    pub(super) fn on_one_cpu(&mut self) -> Option<Pinned> {
+        let all = sched_getaffinity(None).ok()?;
+        let cpu = sched_getcpu();
+        let mut one = CpuSet::new();
+        if cpu >= CpuSet::MAX_CPU {
+            return None;
         }
-        let mut set = rustix::thread::CpuSet::new();
-        if (cpu as usize) < rustix::thread::CpuSet::MAX_CPU {
-            set.set(cpu as usize);
+        one.set(cpu);
+        // It is a matter of speed only.
+        sched_setaffinity(None, &one).ok()?;
+        let pinned = Pinned { all };
+        if self.cpu != Some(cpu) {
             let runner = rustix::process::Pid::from_raw(self.runner as i32);
-            // It is a matter of speed only.
-            let _ = rustix::thread::sched_setaffinity(runner, &set);
-            self.cpu = cpu;
+            sched_setaffinity(runner, &one).ok()?;
+            self.cpu = Some(cpu);
         }
+        Some(pinned)
     }
 
     /// The next call of the runner.

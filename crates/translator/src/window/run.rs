@@ -57,7 +57,9 @@ impl TranslatorVcpu {
         self.apply(pending);
         self.windows.counters.runs += 1;
         let stops = self.windows.counters.stops;
+        let pinned = self.windows.spaces[number].jail.on_one_cpu();
         let exit = self.run_jail_code();
+        drop(pinned);
         self.vectors_to_core();
         self.exchange(number);
         self.windows.active = None;
