@@ -220,8 +220,10 @@ impl Drop for Mapping {
 /// A vCPU's own [`Context`], at a fixed place.
 pub(crate) struct ContextBox(Arc<Mapping>);
 
+/// Most jails of a vCPU.
+pub(crate) const JAILS: usize = 4;
 /// Contexts that one vCPU may have: its own, and one for each of its jails.
-pub(crate) const CONTEXTS_MAX: usize = 5;
+const CONTEXTS_MAX: usize = 1 + JAILS;
 
 /// Makes a vCPU that is in translated code leave it soon. From any thread, and from signal
 /// handlers.

@@ -83,10 +83,9 @@ impl Store {
         stub: &[u8],
         ask: usize,
         context: &mut Context,
-        perf_map: bool,
     ) -> io::Result<Self> {
         let memory = CodeMemory::in_jail(capacity)?;
-        Self::begin_in_jail(memory, stub, ask, context, perf_map)
+        Self::begin_in_jail(memory, stub, ask, context)
     }
 
     /// As new, for a jail that holds another program from now on, and for `context`, which is new.
@@ -100,9 +99,7 @@ impl Store {
         context: &mut Context,
     ) -> io::Result<Self> {
         self.memory.erase()?;
-        let mut store = Self::begin_in_jail(self.memory, stub, ask, context, false)?;
-        store.perf_map = self.perf_map;
-        Ok(store)
+        Self::begin_in_jail(self.memory, stub, ask, context)
     }
 
     fn begin_in_jail(
@@ -110,11 +107,10 @@ impl Store {
         stub: &[u8],
         ask: usize,
         context: &mut Context,
-        perf_map: bool,
     ) -> io::Result<Self> {
         memory.write(0, stub);
         context.assist_gate = memory.address(ask) as u64;
-        Self::create(memory, stub.len(), context, perf_map)
+        Self::create(memory, stub.len(), context, false)
     }
 
     /// A store in `memory`, the first `taken` bytes of which are in use.

@@ -1,5 +1,6 @@
 //! The engine.
 
+use crate::context::JAILS;
 use crate::vcpu::TranslatorVcpu;
 use crate::window::When;
 use engine::{Engine, Setup, Vcpu};
@@ -16,6 +17,18 @@ pub struct Options {
     pub windows: When,
     /// Whether the host's `perf` is told where translated code is, in `/tmp/perf-PID.map`.
     pub perf_map: bool,
+}
+
+impl Options {
+    /// How many bytes of the code cache each vCPU has for code behind checks, and for each jail.
+    pub(crate) fn shares(&self) -> (usize, usize) {
+        const PAGE: usize = 4096;
+        let jail = self.code_cache / 8 / PAGE * PAGE;
+        match self.windows {
+            When::Never => (self.code_cache, jail),
+            _ => (self.code_cache - JAILS * jail, jail),
+        }
+    }
 }
 
 impl Default for Options {

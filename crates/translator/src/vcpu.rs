@@ -215,7 +215,8 @@ impl TranslatorVcpu {
         let bell = context.bell();
         bell.silence();
         core.set_doorbell(Arc::new(MailBell(bell.clone())));
-        let store = Store::new(options.code_cache, &mut context, options.perf_map)?;
+        let capacity = options.shares().0;
+        let store = Store::new(capacity, &mut context, options.perf_map)?;
         let ram = core.ram().address() as u64;
         Ok(Self {
             core,

@@ -5,7 +5,7 @@ use super::jail::{Broken, Jail};
 use super::orders::Order;
 use super::stub::Stub;
 use crate::block::Key;
-use crate::context::{Bell, CONTEXTS_MAX, ContextBox};
+use crate::context::{Bell, ContextBox, JAILS};
 use crate::lookup::Lookup;
 use crate::mode::Mode;
 use crate::store::{PAGE, Store};
@@ -149,7 +149,6 @@ pub(crate) struct Windows {
     /// What changed in the vCPU's own translations meanwhile.
     pub(super) pending: Changes,
     code_cache: usize,
-    perf_map: bool,
     clock: u64,
     broken: u32,
     pub(crate) counters: Counters,
@@ -168,8 +167,7 @@ impl Windows {
             free: Vec::new(),
             active: None,
             pending: Changes::default(),
-            code_cache: options.code_cache,
-            perf_map: options.perf_map,
+            code_cache: options.shares().1,
             clock: 0,
             broken: 0,
             counters: Counters::default(),
@@ -246,7 +244,7 @@ impl Windows {
     /// Gives a jail whose window is closed, or the one that waits longest if there are enough, to
     /// `cr3`.
     fn reuse(&mut self, cr3: u64, bell: &Bell) -> Option<usize> {
-        let is_full = self.spaces.len() == CONTEXTS_MAX - 1;
+        let is_full = self.spaces.len() == JAILS;
         let spaces = self.spaces.iter().enumerate();
         let idle = spaces.filter(|(_, space)| is_full || !self.heat.is_open(space.cr3));
         let (number, _) = idle.min_by_key(|(_, space)| space.last_used)?;
@@ -302,13 +300,7 @@ impl Windows {
             }
         };
         let stub = Stub::get();
-        let store = Store::in_jail(
-            self.code_cache,
-            stub.code,
-            stub.ask,
-            &mut context,
-            self.perf_map,
-        )?;
+        let store = Store::in_jail(self.code_cache, stub.code, stub.ask, &mut context)?;
         let (code, place) = (store.memory.range(), context.range());
         let jail = Jail::new(code.clone(), &context, place.clone(), memory)?;
         // Until somebody has looked, its code stops at each poll.
