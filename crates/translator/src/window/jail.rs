@@ -476,3 +476,143 @@ unsafe fn begin(child: &Child, parent: i32) -> ! {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context::ContextBox;
+    use crate::gate::Reason;
+    use crate::store::Store;
+    use memory::{GuestMemory, Kind, RegionSpec};
+    use std::fs;
+    use std::sync::Arc;
+
+    /// Where the tests' programs have a page.
+    const LINEAR: u64 = 0x55_5555_5000;
+    /// Where they have code, in the code memory.
+    const CODE: usize = 0x10000;
+
+    struct Fixture {
+        context: ContextBox,
+        store: Store,
+        memory: Arc<GuestMemory>,
+        jail: Jail,
+    }
+
+    fn fixture() -> Fixture {
+        let region = RegionSpec {
+            gpa: 0,
+            len: 0x10000,
+            kind: Kind::Ram,
+        };
+        let memory = GuestMemory::new(&[region]).expect("memory");
+        let mut context = ContextBox::in_jail().expect("a context");
+        let stub = Stub::get();
+        let store = Store::in_jail(1 << 20, stub.code, stub.ask, &mut context).expect("a store");
+        let place = context.range();
+        let jail = Jail::new(store.memory.range(), &context, place, memory.file());
+        Fixture {
+            context,
+            store,
+            memory,
+            jail: jail.expect("a jail"),
+        }
+    }
+
+    impl Fixture {
+        /// Runs `code` until it stops.
+        fn run(&mut self, code: &[u8]) -> Result<(), Broken> {
+            self.store.memory.write(CODE, code);
+            self.context.jump = self.store.memory.address(CODE) as u64;
+            self.jail.run(&mut || true)
+        }
+
+        /// The mapping of page 2 of guest memory at [`LINEAR`].
+        fn map(&mut self, writable: bool) {
+            let order = Order::map(LINEAR, 0x1000, 0x2000, writable);
+            self.jail.apply(&[order]).expect("it is mapped");
+        }
+    }
+
+    /// `mov rax, [LINEAR]; ud2`, with another opcode to store.
+    fn access(opcode: u8) -> Vec<u8> {
+        let mut code = vec![0x48, opcode];
+        code.extend(LINEAR.to_le_bytes());
+        code.extend([0x0f, 0x0b]);
+        code
+    }
+    const LOAD: u8 = 0xa1;
+    const STORE: u8 = 0xa3;
+
+    #[test]
+    fn it_has_nothing_of_the_monitor() {
+        let fixture = fixture();
+        let path = |name: &str| format!("/proc/{}/{name}", fixture.jail.pid);
+        let maps = fs::read_to_string(path("maps")).expect("maps");
+        let of = |line: &str| {
+            ["translated-code", "/dev/zero", "jail-orders", "[vsyscall]"]
+                .into_iter()
+                .find(|name| line.contains(name))
+        };
+        assert!(maps.lines().all(|line| of(line).is_some()), "{maps}");
+        assert!(!maps.contains("wx"), "{maps}");
+        let files = |task: u32| fs::read_dir(path(&format!("task/{task}/fd"))).map(Iterator::count);
+        assert_eq!(files(fixture.jail.runner).ok(), Some(0));
+        assert_eq!(files(fixture.jail.pid as u32).ok(), Some(2));
+        for task in [fixture.jail.runner, fixture.jail.pid as u32] {
+            let status = fs::read_to_string(path(&format!("task/{task}/status"))).expect("status");
+            assert!(status.contains("Seccomp:\t2") && status.contains("NoNewPrivs:\t1"));
+        }
+    }
+
+    #[test]
+    fn what_is_mapped_is_the_guests_memory_and_nothing_else_is() {
+        let mut fixture = fixture();
+        fixture.memory.ram().store(0x2000, 0x1234_5678_u64);
+        assert_eq!(fixture.run(&access(LOAD)), Ok(()));
+        assert_eq!(fixture.context.reason, Reason::Fault as u32);
+        assert_eq!(fixture.context.fault_address, LINEAR);
+        fixture.map(false);
+        assert_eq!(fixture.run(&access(LOAD)), Ok(()));
+        assert_eq!(fixture.context.fault_signal, libc::SIGILL as u32);
+        assert_eq!(fixture.context.host[0], 0x1234_5678);
+        assert_eq!(fixture.run(&access(STORE)), Ok(()));
+        assert_eq!(fixture.context.fault_signal, libc::SIGSEGV as u32);
+        fixture.map(true);
+        fixture.context.host[0] = 77;
+        assert_eq!(fixture.run(&access(STORE)), Ok(()));
+        assert_eq!(fixture.memory.ram().load::<u64>(0x2000), 77);
+        fixture.jail.empty().expect("it is emptied");
+        assert_eq!(fixture.run(&access(LOAD)), Ok(()));
+        assert_eq!(fixture.context.fault_signal, libc::SIGSEGV as u32);
+    }
+
+    #[test]
+    fn no_system_call_is_made() {
+        for call in [libc::SYS_mmap, libc::SYS_exit_group, libc::SYS_rt_sigreturn] {
+            let mut fixture = fixture();
+            // mov eax, call; syscall; ud2
+            let mut code = vec![0xb8];
+            code.extend((call as u32).to_le_bytes());
+            code.extend([0x0f, 0x05, 0x0f, 0x0b]);
+            assert_eq!(fixture.run(&code), Err(Broken), "call {call}");
+        }
+    }
+
+    #[test]
+    fn one_that_does_not_stop_is_given_up() {
+        let mut fixture = fixture();
+        assert_eq!(fixture.run(&[0xeb, 0xfe]), Err(Broken));
+        let pid = fixture.jail.pid;
+        drop(fixture);
+        assert!(!fs::exists(format!("/proc/{pid}")).expect("proc"));
+    }
+
+    #[test]
+    fn one_that_dies_is_noticed() {
+        let mut fixture = fixture();
+        // SAFETY: ends a child of this process.
+        unsafe { libc::kill(fixture.jail.pid, libc::SIGKILL) };
+        assert_eq!(fixture.run(&[0xeb, 0xfe]), Err(Broken));
+    }
+}
