@@ -31,7 +31,7 @@ enum Tests {
     Cases(&'static str, u32),
 }
 
-const SUITES: [Suite; 5] = [
+const SUITES: [Suite; 6] = [
     Suite {
         name: "instructions",
         about: "every user-mode instruction against the host CPU, 3000 cases of each form",
@@ -44,6 +44,13 @@ const SUITES: [Suite; 5] = [
         about: "Debian's kernels in every shape of machine; memtest86+; an hour's clock in little",
         package: "cli",
         tests: Tests::Ignored("kernels"),
+        needs: &[],
+    },
+    Suite {
+        name: "userland",
+        about: "a Debian sets itself up, installs packages, compiles C and tests Python",
+        package: "cli",
+        tests: Tests::Ignored("userland"),
         needs: &[],
     },
     Suite {

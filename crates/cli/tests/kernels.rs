@@ -4,6 +4,9 @@
 //! which takes much longer.
 #![expect(clippy::tests_outside_test_module, reason = "an integration test")]
 
+mod complaints;
+
+use complaints::COMPLAINTS;
 use config::EngineKind::{self, Interpreter, Translator};
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -24,17 +27,6 @@ fn debian(engine: EngineKind, series: &str, options: &[&str], script: &str) -> O
     command.args(options).args(["--", "sh", "-c", script]);
     command.output().expect("doppel starts")
 }
-
-/// What a kernel says when it is not content.
-const COMPLAINTS: [&str; 7] = [
-    "BUG:",
-    "WARNING:",
-    "Oops",
-    "Firmware Bug",
-    "unchecked MSR access",
-    "soft lockup",
-    "rcu_sched self-detected stall",
-];
 
 fn boots(engine: EngineKind, series: &str, cpus: u32, memory: &str, words: &str) {
     let cpus = cpus.to_string();

@@ -70,6 +70,15 @@ pub(crate) struct Candidate {
     size: u64,
 }
 
+/// Which packages of an archive a root is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PackageKind {
+    /// Those to install.
+    Binary,
+    /// Their sources.
+    Source,
+}
+
 /// A private apt root.
 #[derive(Debug)]
 pub(crate) struct Apt {
@@ -78,17 +87,25 @@ pub(crate) struct Apt {
 }
 
 impl Apt {
-    /// The root at `root`, made if it is not there, over `sources`.
-    pub(crate) fn new(root: &Path, sources: &BTreeSet<Source>) -> Result<Self, Error> {
+    /// The root at `root`, made if it is not there, for the packages of `kind` in `sources`.
+    pub(crate) fn new(
+        root: &Path,
+        sources: &BTreeSet<Source>,
+        kind: PackageKind,
+    ) -> Result<Self, Error> {
         if sources.is_empty() {
             return Err(Error::NoSources);
         }
         let keyring = KEYRINGS.iter().find(|path| Path::new(path).exists());
         let keyring = keyring.ok_or(Error::NoKeyring)?;
+        let word = match kind {
+            PackageKind::Binary => "deb",
+            PackageKind::Source => "deb-src",
+        };
         let sources = sources
             .iter()
             .map(|Source { uri, suite }| {
-                format!("deb [arch={ARCHITECTURE} signed-by={keyring}] {uri} {suite} main\n")
+                format!("{word} [arch={ARCHITECTURE} signed-by={keyring}] {uri} {suite} main\n")
             })
             .collect();
         for directory in ["state/lists/partial", "cache/archives/partial"] {
@@ -182,7 +199,8 @@ impl Apt {
         Ok(found)
     }
 
-    /// Downloads `packages` into the directory `to`, verified. Gives their files, in no order.
+    /// Downloads `packages` into the directory `to`, verified. Gives the files of all packages
+    /// there, in no order.
     pub(crate) fn download(
         &self,
         packages: &[Candidate],
@@ -209,6 +227,20 @@ impl Apt {
         Ok(entries
             .filter(|path| path.extension().is_some_and(|e| e == "deb"))
             .collect())
+    }
+
+    /// Downloads the source packages `names` into the directory `to`, verified, as they are.
+    pub(crate) fn download_sources(
+        &self,
+        names: &[&str],
+        to: &Path,
+        progress: &mut dyn Progress,
+    ) -> Result<(), Error> {
+        progress.report(Event::Stage(Stage::Download));
+        let mut arguments = vec!["-qq", "--download-only", "source"];
+        arguments.extend(names);
+        self.run("apt-get", &arguments, to, true, &mut |_| ())?;
+        Ok(())
     }
 
     fn write(&self, name: &str, text: &str) -> Result<(), Error> {

@@ -3,6 +3,11 @@
 //! Source: Linux, Documentation/driver-api/early-userspace/buffer-format.rst. The kernel unpacks
 //! any number of archives one after the other, each of which begins at a multiple of 4 bytes.
 
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
 /// Alignment of every archive's length, so that another one may follow.
 const ALIGNMENT: usize = 512;
 
@@ -39,6 +44,53 @@ impl Archive {
     /// Adds a symbolic link at `path` to `target`.
     pub fn symlink(&mut self, path: &str, target: &str) {
         self.entry(path, S_IFLNK | 0o777, (0, 0), target.as_bytes());
+    }
+
+    /// Adds all directories, regular files and symbolic links below the host's `directory`, in the
+    /// order of their names, with their permissions.
+    ///
+    /// # Errors
+    /// What reading them gives, with the path in the message; other kinds of files and names that
+    /// are no UTF-8 are refused.
+    pub fn tree(&mut self, directory: &Path) -> io::Result<()> {
+        self.below(directory, "")
+    }
+
+    /// Adds what is in `directory` under names that begin with `prefix`.
+    fn below(&mut self, directory: &Path, prefix: &str) -> io::Result<()> {
+        let mut entries = fs::read_dir(directory)?.collect::<Result<Vec<_>, _>>()?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            self.host_file(&entry, prefix).map_err(|error| {
+                io::Error::new(error.kind(), format!("{}: {error}", entry.path().display()))
+            })?;
+        }
+        Ok(())
+    }
+
+    fn host_file(&mut self, entry: &fs::DirEntry, prefix: &str) -> io::Result<()> {
+        let no_text = |_| io::Error::new(io::ErrorKind::InvalidData, "its name is no UTF-8");
+        let name = entry.file_name().into_string().map_err(no_text)?;
+        let path = format!("{prefix}{name}");
+        let metadata = entry.metadata()?;
+        let permissions = metadata.permissions().mode() & 0o7777;
+        let kind = metadata.file_type();
+        if kind.is_dir() {
+            self.directory(&path, permissions);
+            return self.below(&entry.path(), &format!("{path}/"));
+        }
+        if kind.is_symlink() {
+            let target = fs::read_link(entry.path())?.into_os_string();
+            self.symlink(&path, &target.into_string().map_err(no_text)?);
+        } else if kind.is_file() {
+            self.file(&path, permissions, &fs::read(entry.path())?);
+        } else {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "it is a special file",
+            ));
+        }
+        Ok(())
     }
 
     /// Adds a character device.
@@ -161,6 +213,34 @@ pub(crate) mod tests {
                 entry("p", 0o010_644, (0, 0), b""),
             ]
         );
+    }
+
+    #[test]
+    fn a_directory_of_the_host_is_added_as_it_is() {
+        let host = tempfile::tempdir().unwrap();
+        let at = |path: &str| host.path().join(path);
+        fs::create_dir(at("b")).unwrap();
+        fs::set_permissions(at("b"), fs::Permissions::from_mode(0o1777)).unwrap();
+        fs::write(at("b/file"), b"text").unwrap();
+        fs::set_permissions(at("b/file"), fs::Permissions::from_mode(0o750)).unwrap();
+        std::os::unix::fs::symlink("nowhere", at("a")).unwrap();
+        let mut archive = Archive::default();
+        archive.tree(host.path()).unwrap();
+        let read: Vec<_> = parse(&archive.finish())
+            .into_iter()
+            .map(|entry| (entry.path, entry.mode, entry.content))
+            .collect();
+        assert_eq!(
+            read,
+            [
+                ("a".to_owned(), 0o120_777, b"nowhere".to_vec()),
+                ("b".to_owned(), 0o041_777, b"".to_vec()),
+                ("b/file".to_owned(), 0o100_750, b"text".to_vec()),
+            ]
+        );
+        let _socket = std::os::unix::net::UnixListener::bind(at("b/socket")).unwrap();
+        let error = Archive::default().tree(host.path()).unwrap_err();
+        assert!(error.to_string().contains("b/socket: "), "{error}");
     }
 
     #[test]

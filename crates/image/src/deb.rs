@@ -45,12 +45,14 @@ pub(crate) fn read_files(
 
 /// Unpacks package `deb` below `destination`, an existing directory.
 ///
-/// Owners, set-user-ID bits, devices and pipes stay behind.
+/// Owners, set-user-ID bits, devices and pipes stay behind. A link to a directory stays where a
+/// package has a directory, as dpkg(1) has it: `/lib` is one where `/usr` is merged.
 pub(crate) fn unpack(deb: &Path, destination: &Path) -> Result<(), Error> {
     for_each(deb, |path, entry| {
         let kind = entry.header().entry_type();
         let takes = kind.is_file() || kind.is_dir() || kind.is_symlink() || kind.is_hard_link();
-        if takes && !path.as_os_str().is_empty() {
+        let keeps_link = kind.is_dir() && is_link_to_directory(&destination.join(path));
+        if takes && !keeps_link && !path.as_os_str().is_empty() {
             entry.set_preserve_permissions(false);
             entry.set_preserve_mtime(true);
             if !entry.unpack_in(destination)? {
@@ -62,6 +64,10 @@ pub(crate) fn unpack(deb: &Path, destination: &Path) -> Result<(), Error> {
         }
         Ok(())
     })
+}
+
+fn is_link_to_directory(path: &Path) -> bool {
+    path.is_symlink() && path.is_dir()
 }
 
 type Entry<'a> = tar::Entry<'a, Box<dyn Read>>;
@@ -344,6 +350,30 @@ pub(crate) mod tests {
         let deb = stored(&package("", &builder.into_inner().unwrap()));
         assert!(unpack(deb.path(), &inside).is_err());
         assert!(!directory.path().join("outside").exists());
+    }
+
+    #[test]
+    fn a_link_to_a_directory_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |path: &str| directory.path().join(path);
+        std::fs::create_dir_all(at("usr/lib")).unwrap();
+        std::os::unix::fs::symlink("usr/lib", at("lib")).unwrap();
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut lib = tar::Header::new_gnu();
+        lib.set_entry_type(tar::EntryType::Directory);
+        lib.set_size(0);
+        lib.set_mode(0o755);
+        builder.append_data(&mut lib, "lib/", io::empty()).unwrap();
+        let mut file = tar::Header::new_gnu();
+        file.set_size(1);
+        file.set_mode(0o644);
+        builder
+            .append_data(&mut file, "lib/file", &b"x"[..])
+            .unwrap();
+        let deb = stored(&package("", &builder.into_inner().unwrap()));
+        unpack(deb.path(), directory.path()).unwrap();
+        assert!(at("lib").is_symlink());
+        assert_eq!(std::fs::read(at("usr/lib/file")).unwrap(), b"x");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Making the guest: which packages, and what becomes of them.
 
-use crate::apt::{self, Apt, Candidate};
+use crate::apt::{self, Apt, Candidate, PackageKind};
 use crate::deb;
 use crate::error::{At, Error};
 use crate::initramfs::{self, Contents};
@@ -72,14 +72,14 @@ pub struct Options {
 }
 
 impl Options {
-    fn store(&self) -> Result<Store, Error> {
+    pub(crate) fn store(&self) -> Result<Store, Error> {
         match &self.cache {
             Some(directory) => Store::open(&std::path::absolute(directory).at(directory)?),
             None => Store::open(&default_cache(|name| std::env::var_os(name))?),
         }
     }
 
-    fn sources(&self) -> BTreeSet<Source> {
+    pub(crate) fn sources(&self) -> BTreeSet<Source> {
         let sources = match &self.sources {
             Some(text) => sources::one_line_style(text).into_iter().collect(),
             None => sources::of_host(Path::new("/etc/apt")),
@@ -152,7 +152,8 @@ fn look(
     sources: &BTreeSet<Source>,
     progress: &mut dyn Progress,
 ) -> Result<Guest, Error> {
-    let (apt, age) = updated(store, sources, progress)?;
+    let apt = Apt::new(&store.apt_root(), sources, PackageKind::Binary)?;
+    let age = updated(&apt, progress)?;
     let packages = packages_of(&apt, spec)?;
     let key: String = packages
         .iter()
@@ -175,21 +176,16 @@ fn look(
         .ok_or_else(|| Error::io(&store.apt_root(), std::io::ErrorKind::NotFound.into()))
 }
 
-/// apt with lists fetched now, or, if that fails, with those there are; and how old its answers
+/// Fetches apt's lists. If that fails, those that are there will do. Gives how old apt's answers
 /// are to be taken for.
-fn updated(
-    store: &Store,
-    sources: &BTreeSet<Source>,
-    progress: &mut dyn Progress,
-) -> Result<(Apt, Duration), Error> {
-    let apt = Apt::new(&store.apt_root(), sources)?;
+pub(crate) fn updated(apt: &Apt, progress: &mut dyn Progress) -> Result<Duration, Error> {
     match apt.update(progress) {
-        Ok(()) => Ok((apt, Duration::ZERO)),
+        Ok(()) => Ok(Duration::ZERO),
         Err(error @ Error::Apt { .. }) if apt.has_lists() => {
             progress.report(Event::Note(&format!(
                 "the lists of packages may be old: {error}"
             )));
-            Ok((apt, LISTS_AGE_MAX.saturating_sub(RETRY_AFTER)))
+            Ok(LISTS_AGE_MAX.saturating_sub(RETRY_AFTER))
         }
         Err(error) => Err(error),
     }
@@ -339,71 +335,6 @@ fn applets(busybox: &[u8], scratch: &Path) -> Option<BTreeSet<String>> {
     let output = Command::new(&path).arg("--list-full").output().ok()?;
     let applets = initramfs::applets(str::from_utf8(&output.stdout).ok()?);
     (output.status.success() && applets.contains("bin/sh")).then_some(applets)
-}
-
-/// Downloads the packages `names` (not what they depend on) and unpacks them all below the
-/// directory `to`, made if it is not there. Gives their names with the versions.
-///
-/// # Errors
-/// [`Error`] if a package is not there, or can't be fetched or unpacked.
-pub fn packages(
-    names: &[&str],
-    to: &Path,
-    options: &Options,
-    progress: &mut dyn Progress,
-) -> Result<Vec<(String, String)>, Error> {
-    unpacked(to, options, progress, |apt| {
-        names.iter().map(|name| apt.candidate(name)).collect()
-    })
-}
-
-/// As [`packages`], with all that the packages depend on (what they recommend left out). All
-/// come from `suite`, one of [`Options::suites`] or of the sources, if it is given and has them.
-///
-/// # Errors
-/// [`Error`] if a package is not there, or can't be fetched or unpacked.
-pub fn packages_with_dependencies(
-    names: &[&str],
-    suite: Option<&str>,
-    to: &Path,
-    options: &Options,
-    progress: &mut dyn Progress,
-) -> Result<Vec<(String, String)>, Error> {
-    unpacked(to, options, progress, |apt| apt.closure(names, suite))
-}
-
-/// Downloads the packages that `choose` chooses and unpacks them below `to`.
-fn unpacked(
-    to: &Path,
-    options: &Options,
-    progress: &mut dyn Progress,
-    choose: impl FnOnce(&Apt) -> Result<Vec<Candidate>, Error>,
-) -> Result<Vec<(String, String)>, Error> {
-    let store = options.store()?;
-    let lock = store.lock(progress)?;
-    let sources = options.sources();
-    let apt = match options.freshness {
-        Freshness::Cached => {
-            let apt = Apt::new(&store.apt_root(), &sources)?;
-            if !apt.has_lists() {
-                apt.update(progress)?;
-            }
-            apt
-        }
-        Freshness::Daily | Freshness::Now => updated(&store, &sources, progress)?.0,
-    };
-    let wanted = choose(&apt)?;
-    let build = store.temporary(&lock)?;
-    let files = apt.download(&wanted, build.path(), progress)?;
-    progress.report(Event::Stage(Stage::Unpack));
-    fs::create_dir_all(to).at(to)?;
-    for file in files {
-        deb::unpack(&file, to)?;
-    }
-    Ok(wanted
-        .into_iter()
-        .map(|package| (package.name, package.version))
-        .collect())
 }
 
 #[cfg(test)]

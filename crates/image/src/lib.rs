@@ -9,6 +9,7 @@
 //! - `cpio`, `initramfs` (with `init.sh`, the guest's process 1): what is made of it;
 //! - `store`: the cache;
 //! - `guest`: all of that in order;
+//! - `packages`: packages for other uses;
 //! - `session`: the ports between guest and monitor.
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,7 @@ mod error;
 mod guest;
 mod initramfs;
 mod modules;
+mod packages;
 mod progress;
 mod session;
 mod sources;
@@ -27,8 +29,9 @@ mod version;
 
 pub use cpio::Archive;
 pub use error::Error;
-pub use guest::{
-    Freshness, GuestSpec, KernelChoice, Options, debian, packages, packages_with_dependencies,
+pub use guest::{Freshness, GuestSpec, KernelChoice, Options, debian};
+pub use packages::{
+    download_packages, download_sources, packages, packages_with_dependencies, unpack_package,
 };
 pub use progress::{Event, Progress, Silent, Stage};
 pub use session::{

@@ -4,6 +4,7 @@
 //! images/
 //!     lock                    held by whoever builds (flock)
 //!     apt/                    the private apt root
+//!     apt-source/             another one, for sources
 //!     choice-HASH             which guest a choice of sources and kernel is, and when that was found
 //!     guest-VERSION-HASH/     a guest: kernel, initrd, release
 //!     tmp-*                   a guest being built; a rest, if nobody holds the lock
@@ -86,6 +87,11 @@ impl Store {
     /// The place of the private apt root.
     pub(crate) fn apt_root(&self) -> PathBuf {
         self.0.join("apt")
+    }
+
+    /// The place of the private apt root for sources.
+    pub(crate) fn source_root(&self) -> PathBuf {
+        self.0.join("apt-source")
     }
 
     /// Waits for the right to build, and clears away what interrupted builds left.

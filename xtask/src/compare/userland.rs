@@ -82,7 +82,7 @@ impl Userland {
     /// The directory as an archive for an initrd.
     pub(crate) fn archive(&self) -> Result<Vec<u8>> {
         let mut archive = Archive::default();
-        add_directory(&mut archive, &self.0, "")?;
+        archive.tree(&self.0)?;
         Ok(archive.finish())
     }
 }
@@ -176,23 +176,6 @@ fn compile(root: &Path) -> Result<()> {
         .arg(root.join("bench.i"))
         .arg(&source);
     step::run(&mut preprocessed)
-}
-
-/// Adds what is in `directory`, whose path in the archive is `path`.
-fn add_directory(archive: &mut Archive, directory: &Path, path: &str) -> Result<()> {
-    let mut entries = fs::read_dir(directory)?.collect::<Result<Vec<_>, _>>()?;
-    entries.sort_by_key(fs::DirEntry::file_name);
-    for entry in entries {
-        let path = format!("{path}{}", entry.file_name().to_string_lossy());
-        if entry.file_type()?.is_dir() {
-            archive.directory(&path, 0o755);
-            add_directory(archive, &entry.path(), &format!("{path}/"))?;
-        } else {
-            let permissions = entry.metadata()?.permissions().mode() & 0o777;
-            archive.file(&path, permissions, &fs::read(entry.path())?);
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
