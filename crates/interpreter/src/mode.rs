@@ -30,6 +30,8 @@ pub struct Mode {
     pub tsd: bool,
     /// Whether the CPU has RDTSCP.
     pub rdtscp: bool,
+    /// Whether CR4.FSGSBASE is set, so that RDFSBASE and its kin are executed in 64-bit code.
+    pub fsgsbase: bool,
 }
 
 /// The parts of a [`Mode`] that are kept between changes of control and segment registers.
@@ -62,6 +64,7 @@ impl Cpu {
             avx,
             tsd: self.cr4.contains(Cr4::TSD),
             rdtscp: self.model.rdtscp,
+            fsgsbase: self.cr4.contains(Cr4::FSGSBASE),
         }
     }
 

@@ -224,6 +224,12 @@ impl Asm {
         self.op_gs(Width::W32, 0x8b, to, Mem::at(field));
     }
 
+    /// `mov to, gs:[field]` of 16 bits; the others stay.
+    pub(crate) fn load_field16(&mut self, to: Reg, field: i32) {
+        self.byte(0x66);
+        self.op_gs(Width::W32, 0x8b, to, Mem::at(field));
+    }
+
     /// `mov to, gs:[mem]`.
     pub(crate) fn load_gs(&mut self, to: Reg, mem: Mem) {
         self.op_gs(Width::W64, 0x8b, to, mem);
@@ -530,6 +536,7 @@ mod tests {
     #[test]
     fn fields_are_reached_through_gs() {
         assert_eq!(text(|a| a.load_field(9, 0x40)), "mov r9, gs:[40h]");
+        assert_eq!(text(|a| a.load_field16(9, 0x40)), "mov r9w, gs:[40h]");
         assert_eq!(text(|a| a.store_field(0x48, 4)), "mov gs:[48h], rsp");
         assert_eq!(text(|a| a.pext(9, 12, 0x50)), "pext r9, r12, gs:[50h]");
         assert_eq!(text(|a| a.pext(1, 1, 0x50)), "pext rcx, rcx, gs:[50h]");

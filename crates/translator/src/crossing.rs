@@ -50,7 +50,7 @@ pub(crate) struct Crossing {
     kernel_miss: u64,
     user_miss: u64,
     /// Selects the bits that make a return address none of the lower half.
-    upper_half: u64,
+    pub(crate) upper_half: u64,
     /// Selects the flags in R11 that change how code runs, or are seldom set.
     rare_flags: u64,
 }

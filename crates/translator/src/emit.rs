@@ -259,6 +259,8 @@ impl<'a> Emitter<'a> {
             Class::PushMemory => self.push_memory(number, insn),
             Class::Access(on) => self.set_access(number, insn, on),
             Class::ReadSegment => self.read_segment(insn),
+            Class::ReadBase(gs) => self.read_base(insn, gs),
+            Class::WriteBase(gs) => self.write_base(number, insn, gs),
             Class::ReadCounter(ordered) => self.read_counter(number, insn, ordered),
             Class::Strings(strings) => self.strings(number, insn, strings),
             Class::PlainString => self.copy(insn),

@@ -29,6 +29,8 @@ bitflags! {
         const RDTSCP = 1 << 9;
         /// In a jail, where the guest's addresses are the host's ([`crate::window`]).
         const WINDOW = 1 << 10;
+        /// CR4.FSGSBASE is set.
+        const FSGSBASE = 1 << 11;
     }
 }
 
@@ -51,6 +53,7 @@ impl Mode {
         now.set(Self::AVX, mode.avx);
         now.set(Self::TSD, mode.tsd);
         now.set(Self::RDTSCP, mode.rdtscp);
+        now.set(Self::FSGSBASE, mode.fsgsbase);
         Some(now)
     }
 
@@ -78,7 +81,13 @@ impl Mode {
 
     /// The bits that seldom change, and that no jump cache tells apart.
     pub(crate) fn units(self) -> Self {
-        self & (Self::X87 | Self::SSE | Self::AVX | Self::SMAP | Self::TSD | Self::RDTSCP)
+        self & (Self::X87
+            | Self::SSE
+            | Self::AVX
+            | Self::SMAP
+            | Self::TSD
+            | Self::RDTSCP
+            | Self::FSGSBASE)
     }
 
     /// The mode after STAC (`on`) or CLAC in supervisor code.

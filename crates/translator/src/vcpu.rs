@@ -662,8 +662,13 @@ impl TranslatorVcpu {
         let flags = context.flags & Rflags::STATUS.bits() | u64::from(context.interrupt_flag);
         self.core.set_rflags_status_df_if(flags);
         self.core.set_access_flag(context.access_flag != 0);
-        if context.gs_base != self.core.base(SegmentRegister::Gs) {
-            self.core.set_base(SegmentRegister::Gs, context.gs_base);
+        for (register, base) in [
+            (SegmentRegister::Fs, context.fs_base),
+            (SegmentRegister::Gs, context.gs_base),
+        ] {
+            if base != self.core.base(register) {
+                self.core.set_base(register, base);
+            }
         }
         self.core.set_kernel_gs_base(context.kernel_gs_base);
     }

@@ -46,11 +46,55 @@ impl Emitter<'_> {
         self.exits[usize::from(exit)].mode = mode;
     }
 
-    /// MOV of a selector to a register of 32 or 64 bits.
+    /// MOV of a selector to a register, of which 16 bits change or all.
     pub(super) fn read_segment(&mut self, insn: &Insn) {
-        let to = insn.instruction.op0_register().full_register().number() as Reg;
+        let register = insn.instruction.op0_register();
+        let to = register.full_register().number() as Reg;
         let segment = insn.instruction.op1_register().number() as i32;
-        self.asm.load_field32(to, field!(selectors) + 4 * segment);
+        let field = field!(selectors) + 4 * segment;
+        if register.size() == 2 {
+            self.asm.load_field16(to, field);
+        } else {
+            self.asm.load_field32(to, field);
+        }
+    }
+
+    /// RDFSBASE, or RDGSBASE.
+    pub(super) fn read_base(&mut self, insn: &Insn, gs: bool) {
+        let register = insn.instruction.op0_register();
+        let to = register.full_register().number() as Reg;
+        if register.size() == 8 {
+            self.asm.load_field(to, base_field(gs));
+        } else {
+            self.asm.load_field32(to, base_field(gs));
+        }
+    }
+
+    /// WRFSBASE, or WRGSBASE. Addresses of the upper half, and those that are not canonical, are
+    /// left to the interpreter.
+    pub(super) fn write_base(&mut self, number: usize, insn: &Insn, gs: bool) {
+        let register = insn.instruction.op0_register();
+        let from = register.full_register().number() as Reg;
+        let is_wide = register.size() == 8;
+        let site = self.site(number, insn, 0, false);
+        self.borrow_rcx();
+        if is_wide {
+            self.asm.pext(RCX, from, field!(crossing.upper_half));
+            let hit = self.asm.jrcxz();
+            let refused = self.asm.jmp_forward();
+            self.cold.push(Cold::Callout {
+                from: refused,
+                site,
+                restores_rcx: true,
+            });
+            self.asm.land(hit);
+            self.return_rcx();
+            self.asm.store_field(base_field(gs), from);
+        } else {
+            self.asm.lea32(RCX, Mem::base(from, 0));
+            self.asm.store_field(base_field(gs), RCX);
+            self.return_rcx();
+        }
     }
 
     /// RDTSC, and RDTSCP, which waits until all instructions before it are done. The result is
@@ -164,4 +208,9 @@ impl Emitter<'_> {
         self.asm.store_field(field!(gs_base), t1);
         self.asm.store_field(field!(kernel_gs_base), t0);
     }
+}
+
+/// Displacement of the base of FS, or of GS.
+fn base_field(gs: bool) -> i32 {
+    if gs { field!(gs_base) } else { field!(fs_base) }
 }

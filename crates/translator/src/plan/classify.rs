@@ -57,6 +57,10 @@ pub(crate) enum Class {
     Access(bool),
     /// MOV from a segment register to a general-purpose one.
     ReadSegment,
+    /// RDFSBASE, or RDGSBASE if `true`.
+    ReadBase(bool),
+    /// WRFSBASE, or WRGSBASE if `true`.
+    WriteBase(bool),
     /// RDTSC, or RDTSCP if `true`.
     ReadCounter(bool),
     /// STOS or MOVS, with or without REP.
@@ -134,7 +138,7 @@ impl Class {
         use Class as C;
         match self {
             C::Copy | C::Nothing | C::Callout | C::End | C::Cli | C::Sti | C::ReadSegment => false,
-            C::SystemReturn => false,
+            C::SystemReturn | C::ReadBase(_) | C::WriteBase(_) => false,
             C::Jump(target) | C::Branch(target) | C::Count(target) => !(0..4096).contains(&target),
             _ => true,
         }
@@ -364,10 +368,15 @@ fn data_class(
         M::Mov
             if instruction.op1_kind() == OpKind::Register
                 && instruction.op1_register().is_segment_register()
-                && instruction.op0_kind() == OpKind::Register
-                && instruction.op0_register().size() >= 4 =>
+                && instruction.op0_kind() == OpKind::Register =>
         {
             return Class::ReadSegment;
+        }
+        M::Rdfsbase | M::Rdgsbase if has_bases(mode) => {
+            return Class::ReadBase(instruction.mnemonic() == M::Rdgsbase);
+        }
+        M::Wrfsbase | M::Wrgsbase if has_bases(mode) => {
+            return Class::WriteBase(instruction.mnemonic() == M::Wrgsbase);
         }
         M::Rdtsc if !mode.contains(Mode::TSD) => return Class::ReadCounter(false),
         M::Rdtscp if !mode.contains(Mode::TSD) && mode.contains(Mode::RDTSCP) => {
@@ -460,6 +469,11 @@ fn data_class(
         write: !matches!(used.access(), OpAccess::Read | OpAccess::CondRead),
         vector,
     })
+}
+
+/// Whether RDFSBASE and its kin are executed, and the bases are in the context only.
+fn has_bases(mode: Mode) -> bool {
+    mode.contains(Mode::FSGSBASE) && !mode.is_32bit() && !mode.is_windowed()
 }
 
 fn strings(instruction: &Instruction, mode: Mode) -> Option<Strings> {

@@ -166,6 +166,15 @@ impl Writer<'_> {
             } else {
                 writer.raw(ins::store(memory, value));
             }
+            if writer.random.percent(25) {
+                let (read, write) = match gs {
+                    true => (Code::Rdgsbase_r32, Code::Wrgsbase_r32),
+                    false => (Code::Rdfsbase_r32, Code::Wrfsbase_r32),
+                };
+                let narrow = Register::EAX + number as u32;
+                writer.raw(one(write, narrow));
+                writer.raw(one(read, narrow));
+            }
             writer.set(number, old);
             writer.raw(one(write, wide));
             writer.raw(one(read, wide));
@@ -180,7 +189,13 @@ impl Writer<'_> {
                 .one_of(&[Register::ES, Register::DS, Register::SS]);
             let number = writer.free();
             let register = Register::EAX + number as u32;
-            let get = Instruction::with2(Code::Mov_r32m16_Sreg, register, segment);
+            let get = match writer.random.percent(50) {
+                true => Instruction::with2(Code::Mov_r32m16_Sreg, register, segment),
+                false => {
+                    let half = Register::AX + number as u32;
+                    Instruction::with2(Code::Mov_rm16_Sreg, half, segment)
+                }
+            };
             writer.raw(get.expect("MOV from a segment register"));
             if segment != Register::SS {
                 let set = Instruction::with2(Code::Mov_Sreg_r32m16, segment, register);

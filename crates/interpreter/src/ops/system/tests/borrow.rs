@@ -270,6 +270,7 @@ mod modes {
         avx: false,
         tsd: false,
         rdtscp: true,
+        fsgsbase: false,
     };
 
     #[test]
