@@ -173,7 +173,10 @@ fn references(plan: &Plan) -> Vec<Reference> {
                 }
             }
         }
-        if matches!(insn.class, Class::SwapGs | Class::Callout) {
+        if matches!(
+            insn.class,
+            Class::SwapGs | Class::WriteBase(_) | Class::Callout
+        ) {
             version[index(Base::Fs)] += 1;
             version[index(Base::Gs)] += 1;
         }

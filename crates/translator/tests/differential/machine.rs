@@ -105,8 +105,9 @@ pub(crate) enum End {
     Other(Exit),
 }
 
-/// The longest run of a program, whose normal length is less than a millisecond.
-const PATIENCE: Duration = Duration::from_secs(4);
+/// The longest run of a program, whose normal length is less than a millisecond, or 200 where it
+/// rewrites itself all the time; hosts are busy.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest run of a program that may well be endless.
 pub(crate) const IMPATIENCE: Duration = Duration::from_millis(300);
 
