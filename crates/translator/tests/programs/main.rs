@@ -1,6 +1,7 @@
 //! Small programs, made by hand, for what the translator does by itself: they check themselves, or
 //! leave results in registers.
 
+mod bases;
 mod code;
 mod crossings;
 mod guest;
