@@ -102,7 +102,7 @@ impl TranslatorVcpu {
     }
 
     /// Takes the guest's registers, so that translated code can be left.
-    fn left(&mut self, scratch: u16) -> Option<u64> {
+    pub(crate) fn left(&mut self, scratch: u16) -> Option<u64> {
         self.take_registers(scratch);
         self.context.reason = Reason::Left as u32;
         None

@@ -23,6 +23,9 @@ pub(crate) const TLB_VIEWS: usize = 3;
 pub(crate) const JUMP_ENTRIES: usize = 1 << 14;
 /// The bits of a guest address that index a jump cache.
 const JUMP_MASK: u64 = JUMP_ENTRIES as u64 - 1;
+/// In a jail, all tables are one: it has code of one mode only, and a jump that is not in the
+/// cache stops it.
+const JAIL_MASK: u64 = (JUMP_ENTRIES * JUMP_CACHES) as u64 - 1;
 /// Jump caches: one for each [`Mode::slot`](crate::mode::Mode::slot).
 pub(crate) const JUMP_CACHES: usize = 8;
 /// Bytes of a jail's stacks: a signal's frame has all vector registers of the host.
@@ -244,8 +247,10 @@ impl Bell {
 
     /// Ends the ringing. Whatever is asked for after that rings again.
     pub(crate) fn silence(&self) {
-        for (attention, mask) in self.fields() {
-            mask.store(JUMP_MASK, Ordering::SeqCst);
+        for (number, (attention, mask)) in self.fields().enumerate() {
+            // The first is the vCPU's own.
+            let bits = if number == 0 { JUMP_MASK } else { JAIL_MASK };
+            mask.store(bits, Ordering::SeqCst);
             attention.store(0, Ordering::SeqCst);
         }
     }

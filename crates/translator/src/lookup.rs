@@ -56,13 +56,14 @@ impl PageFilter {
 }
 
 /// Lists of fills.
-#[derive(Default)]
 pub(crate) struct Lookup {
     /// Entries for the lower half of the linear address space, then for the upper one.
     pages: [Vec<(u8, u16)>; 2],
     jumps: [Vec<(u8, u16)>; 2],
     /// The pages of each list in `jumps`.
     jump_pages: [PageFilter; 2],
+    /// Tables that a jump cache is made of.
+    tables: usize,
     pub(crate) fills: u64,
     pub(crate) jump_fills: u64,
 }
@@ -75,9 +76,9 @@ fn index(linear: u64) -> usize {
     (linear >> 12) as usize % TLB_ENTRIES
 }
 
-/// The index in the second jump cache, as [`crate::store`]'s code computes it.
-fn second_index(linear: u64) -> usize {
-    linear.wrapping_add(linear.rotate_right(SECOND_ROTATION.into())) as usize % JUMP_ENTRIES
+/// Entry 0 of a table stands for "look up nothing" while somebody rings.
+fn is_spare((_, index): (usize, usize)) -> bool {
+    index == 0
 }
 
 /// Where an instruction at `linear` ends at the latest: a block that ends in another page than it
@@ -87,6 +88,19 @@ fn last_byte(linear: u64) -> u64 {
 }
 
 impl Lookup {
+    /// For a context with nothing in it, whose jump caches are of so many `tables` each: 1, or all.
+    pub(crate) fn new(tables: usize) -> Self {
+        debug_assert!(tables == 1 || tables == JUMP_CACHES);
+        Self {
+            pages: Default::default(),
+            jumps: Default::default(),
+            jump_pages: Default::default(),
+            tables,
+            fills: 0,
+            jump_fills: 0,
+        }
+    }
+
     /// Lets the page around `linear` be read, and perhaps written, at host address `host`.
     pub(crate) fn fill(
         &mut self,
@@ -117,28 +131,43 @@ impl Lookup {
     /// the second cache.
     pub(crate) fn fill_jump(&mut self, context: &mut Context, slot: usize, linear: u64, host: u64) {
         self.jump_fills += 1;
-        let index = linear as usize % JUMP_ENTRIES;
-        let before = context.jumps[slot][index];
+        let [first, _] = self.places(slot, linear);
+        if is_spare(first) {
+            return self.put_second(context, slot, linear, host);
+        }
+        let before = context.jumps[first.0][first.1];
         let other = before.tag.wrapping_neg();
         if before.tag != 0 && other != linear {
-            let second = second_index(other);
-            self.put_jump(context, JUMP_CACHES + slot, second, other, before.host);
+            self.put_second(context, slot, other, before.host);
         }
-        self.put_jump(context, slot, index, linear, host);
+        self.put_jump(context, first, linear, host);
+    }
+
+    fn put_second(&mut self, context: &mut Context, slot: usize, linear: u64, host: u64) {
+        let [_, second] = self.places(slot, linear);
+        if !is_spare(second) {
+            self.put_jump(context, second, linear, host);
+        }
+    }
+
+    /// The table and index of `linear` in the first and the second jump cache of `slot`. In a jail,
+    /// each is all tables in a row.
+    fn places(&self, slot: usize, linear: u64) -> [(usize, usize); 2] {
+        let sum = linear.wrapping_add(linear.rotate_right(SECOND_ROTATION.into()));
+        let place = |first: usize, hash: u64| {
+            let index = hash as usize % (JUMP_ENTRIES * self.tables);
+            (first + slot + index / JUMP_ENTRIES, index % JUMP_ENTRIES)
+        };
+        [place(0, linear), place(JUMP_CACHES, sum)]
     }
 
     fn put_jump(
         &mut self,
         context: &mut Context,
-        table: usize,
-        index: usize,
+        (table, index): (usize, usize),
         linear: u64,
         host: u64,
     ) {
-        // Entry 0 stands for "look up nothing" while somebody rings.
-        if index == 0 {
-            return;
-        }
         let tag = linear.wrapping_neg();
         let entry = &mut context.jumps[table][index];
         let before = std::mem::replace(entry, JumpEntry { tag, host });
@@ -157,11 +186,10 @@ impl Lookup {
 
     /// Where jumps to `linear` go, if that is known.
     pub(crate) fn jump(&self, context: &Context, slot: usize, linear: u64) -> Option<u64> {
-        let first = (slot, linear as usize % JUMP_ENTRIES);
-        let second = (JUMP_CACHES + slot, second_index(linear));
-        [first, second].into_iter().find_map(|(table, index)| {
-            let entry = context.jumps[table][index];
-            (index != 0 && entry.tag == linear.wrapping_neg()).then_some(entry.host)
+        let places = self.places(slot, linear).into_iter();
+        places.filter(|place| !is_spare(*place)).find_map(|place| {
+            let entry = context.jumps[place.0][place.1];
+            (entry.tag == linear.wrapping_neg()).then_some(entry.host)
         })
     }
 

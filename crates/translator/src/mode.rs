@@ -69,6 +69,9 @@ impl Mode {
     /// The jump cache for code in this mode. The units' bits have no part in it: when they
     /// change, the caches are emptied.
     pub(crate) const fn slot(self) -> usize {
+        if self.contains(Self::WINDOW) {
+            return 0;
+        }
         (self.bits() & 7) as usize
     }
 

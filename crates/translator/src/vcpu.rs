@@ -223,7 +223,7 @@ impl TranslatorVcpu {
             context,
             bell,
             store,
-            lookup: Lookup::default(),
+            lookup: Lookup::new(1),
             units: Mode::empty(),
             vectors: Vectors::Core,
             taken: None,

@@ -160,12 +160,18 @@ impl TranslatorVcpu {
     }
 
     fn assist_in_jail(&mut self) -> Option<u64> {
-        let generation = self.store.generation;
+        let is_jump = self.context.reason != Reason::Callout as u32;
         let next = self.assist()?;
-        self.look_ahead();
+        if is_jump {
+            let generation = self.store.generation;
+            self.look_ahead();
+            if self.store.generation != generation {
+                // The code that was found may have made room.
+                return self.left(0);
+            }
+        }
         self.store.memory.publish();
-        // If it had to make room, the code is no longer there.
-        (generation == self.store.generation).then_some(next)
+        Some(next)
     }
 
     /// Translates what follows the code at RIP and was executed behind checks already, so that the
