@@ -235,6 +235,11 @@ impl Asm {
         self.op_gs(Width::W64, 0x8b, to, mem);
     }
 
+    /// `mov gs:[mem], from`.
+    pub(crate) fn store_gs(&mut self, mem: Mem, from: Reg) {
+        self.op_gs(Width::W64, 0x89, from, mem);
+    }
+
     /// `mov gs:[field], from`.
     pub(crate) fn store_field(&mut self, field: i32, from: Reg) {
         self.op_gs(Width::W64, 0x89, from, Mem::at(field));
@@ -256,6 +261,35 @@ impl Asm {
         self.op_gs(Width::W64, 0x2b, to, mem);
     }
 
+    /// `cmp reg, gs:[mem]`.
+    pub(crate) fn cmp_gs(&mut self, reg: Reg, mem: Mem) {
+        self.op_gs(Width::W64, 0x3b, reg, mem);
+    }
+
+    /// `bts gs:[field], bit`: sets a bit of the string of bits that begins there.
+    pub(crate) fn set_bit(&mut self, field: i32, bit: Reg) {
+        let mem = Mem::at(field);
+        self.byte(GS);
+        self.rex(Width::W64, bit, mem);
+        self.bytes(&[0x0f, 0xab]);
+        self.operand(bit, mem);
+    }
+
+    /// `inc qword gs:[field]`.
+    pub(crate) fn count_field(&mut self, field: i32) {
+        self.op_gs(Width::W64, 0xff, 0, Mem::at(field));
+    }
+
+    /// `lahf`, `seto al`: keeps the arithmetic flags in AX.
+    pub(crate) fn keep_flags(&mut self) {
+        self.bytes(&[0x9f, 0x0f, 0x90, 0xc0]);
+    }
+
+    /// `add al, 127`, `sahf`: ends [`Asm::keep_flags`].
+    pub(crate) fn return_flags(&mut self) {
+        self.bytes(&[0x04, 0x7f, 0x9e]);
+    }
+
     /// `cmp dword gs:[field], 0`.
     pub(crate) fn is_field_zero(&mut self, field: i32) {
         self.op_gs(Width::W32, 0x83, 7, Mem::at(field));
@@ -272,6 +306,17 @@ impl Asm {
     pub(crate) fn and32(&mut self, to: Reg, mask: u32) {
         self.op_registers(Width::W32, 0x81, 4, to);
         self.imm32(mask as i32);
+    }
+
+    /// `and to, mask` of 64 bits, sign-extended.
+    pub(crate) fn and(&mut self, to: Reg, mask: i32) {
+        self.op_registers(Width::W64, 0x81, 4, to);
+        self.imm32(mask);
+    }
+
+    /// `neg to`.
+    pub(crate) fn neg(&mut self, to: Reg) {
+        self.op_registers(Width::W64, 0xf7, 3, to);
     }
 
     /// `cmp reg, value` of 64 bits.
@@ -560,6 +605,29 @@ mod tests {
             "mov r14, gs:[r13*8+100h]"
         );
         assert_eq!(text(|a| a.is_field_zero(8)), "cmp dword ptr gs:[8], 0");
+        assert_eq!(
+            text(|a| a.store_gs(Mem::base(13, 0x100), 9)),
+            "mov gs:[r13+100h], r9"
+        );
+        assert_eq!(
+            text(|a| a.cmp_gs(2, Mem::scaled(1, 3, 0x100))),
+            "cmp rdx, gs:[rcx*8+100h]"
+        );
+        assert_eq!(text(|a| a.set_bit(0x40, 11)), "bts gs:[40h], r11");
+        assert_eq!(text(|a| a.count_field(8)), "inc qword ptr gs:[8]");
+    }
+
+    #[test]
+    fn flags_are_kept_in_ax() {
+        assert_eq!(text(Asm::keep_flags), "lahf; seto al");
+        assert_eq!(text(Asm::return_flags), "add al, 7Fh; sahf");
+    }
+
+    #[test]
+    fn masks_are_extended_by_their_sign() {
+        assert_eq!(text(|a| a.and(9, -4096)), "and r9, 0FFFFFFFFFFFFF000h");
+        assert_eq!(text(|a| a.and32(9, 0xfff)), "and r9d, 0FFFh");
+        assert_eq!(text(|a| a.neg(10)), "neg r10");
     }
 
     #[test]

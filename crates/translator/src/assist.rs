@@ -1,6 +1,7 @@
 //! What translated code asks Rust code for, without being left: most of it goes on at once.
 
 use crate::gate::Reason;
+use crate::lookup::Page;
 use crate::store::PAGE;
 use crate::vcpu::{Missed, Taken, TranslatorVcpu};
 use x86::paging::is_canonical;
@@ -170,9 +171,12 @@ impl TranslatorVcpu {
             return None;
         }
         if fits && let Some(page) = self.core.data_page(linear, site.write) {
-            let host = self.ram + page.offset as u64;
-            self.lookup
-                .fill(&mut self.context, view, linear, host, page.writable);
+            let page = Page {
+                linear,
+                host: self.ram + page.offset as u64,
+                writable: page.writable,
+            };
+            self.lookup.fill(&mut self.context, view, page, site.write);
             return Some(self.store.memory.address(site.retry as usize) as u64);
         }
         // What stands behind a shared check must not run without it.

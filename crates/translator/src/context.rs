@@ -15,10 +15,18 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
-/// Entries of a view of the software TLB, a power of two.
+/// Entries of a table of the software TLB, a power of two.
 pub(crate) const TLB_ENTRIES: usize = 4096;
+/// Entries of a view of its second level, a power of two: 256 MiB in one piece fit.
+pub(crate) const SECOND_ENTRIES: usize = 1 << 16;
 /// Views of the software TLB: supervisor with user pages, supervisor without, user.
 pub(crate) const TLB_VIEWS: usize = 3;
+/// Entries of the TLB in one of the host's cache lines: those that share a bit of
+/// [`Context::filled`].
+pub(crate) const LINE_ENTRIES: usize = 64 / size_of::<TlbEntry>();
+/// Bits of [`Context::filled`] for one half of the address space, a power of two.
+pub(crate) const FILLED_BITS: usize =
+    (2 * TLB_VIEWS * TLB_ENTRIES / LINE_ENTRIES).next_power_of_two();
 /// Entries of a jump cache, a power of two.
 pub(crate) const JUMP_ENTRIES: usize = 1 << 14;
 /// The bits of a guest address that index a jump cache.
@@ -35,17 +43,25 @@ pub(crate) const XSAVE_BYTES: usize = 832;
 
 /// One page in the software TLB. It matches an address if the address plus the tag is an offset
 /// in a page: below 4096.
-#[derive(Debug, Clone, Copy, Default)]
-#[repr(C, align(32))]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C, align(16))]
 pub(crate) struct TlbEntry {
-    /// Minus the linear address of the page, for reads.
-    pub(crate) read: u64,
-    /// Minus the linear address of the page, for writes.
-    pub(crate) write: u64,
+    /// Minus the linear address of the page.
+    pub(crate) tag: u64,
     /// Added to the linear address: the host address.
     pub(crate) bias: u64,
-    /// Host address of the page.
-    pub(crate) host: u64,
+}
+
+/// One page in the second level of the software TLB, which [`crate::refill`] describes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C, align(16))]
+pub(crate) struct SecondEntry {
+    /// The linear address of the page, plus the generation of its half of the address space. 0 in
+    /// an entry that is empty.
+    pub(crate) tag: u64,
+    /// Added to the linear address: the host address. A multiple of 4096, plus the generation of
+    /// permissions to write if the page may be written.
+    pub(crate) bias: u64,
 }
 
 /// A guest address and where its translation begins.
@@ -83,6 +99,20 @@ pub(crate) struct Context {
     pub(crate) page: u64,
     /// The linear address of an access that missed the TLB.
     pub(crate) linear: u64,
+    /// Where its check begins, as an offset in the code cache.
+    pub(crate) retry: u32,
+    /// RAX, RCX, RDX and RBX while the second level is asked.
+    pub(crate) saved_for_refill: [u64; 4],
+    /// How often the second level had the page.
+    pub(crate) refills: u64,
+    /// The current generations of entries of the second level, for the lower and the upper half of
+    /// the linear address space: 1 to 4095.
+    pub(crate) generations: [u64; 2],
+    /// The current generation of permissions to write there, likewise.
+    pub(crate) write_generation: u64,
+    /// Where entries of the TLB were filled: a bit for each of its [`LINE_ENTRIES`], in the order
+    /// of [`filled_bit`].
+    pub(crate) filled: [u64; 2 * FILLED_BITS / 64],
     /// What a gate was reached for: block and site or exit.
     pub(crate) argument: u32,
     /// Which gate was taken ([`crate::gate::Reason`]).
@@ -157,7 +187,10 @@ pub(crate) struct Context {
     pub(crate) upper_halves: u32,
     /// YMM registers during an assist.
     pub(crate) ymm: [[u8; 32]; 16],
-    pub(crate) tlb: [[TlbEntry; TLB_ENTRIES]; TLB_VIEWS],
+    /// For each view the pages that may be read, then those that may be written.
+    pub(crate) tlb: [[[TlbEntry; TLB_ENTRIES]; 2]; TLB_VIEWS],
+    /// For each view.
+    pub(crate) second: [[SecondEntry; SECOND_ENTRIES]; TLB_VIEWS],
     /// The jump caches: first those that code looks into by itself, then, as many, those that
     /// are asked when the first has another jump in its place.
     pub(crate) jumps: [[JumpEntry; JUMP_ENTRIES]; 2 * JUMP_CACHES],
@@ -188,10 +221,22 @@ pub(crate) const fn spill_slot(reg: u8) -> i32 {
     field!(spilled) + 8 * reg as i32
 }
 
-/// Displacement of the first entry's `member` in TLB view `view`.
-pub(crate) const fn tlb_field(view: usize, member: usize) -> i32 {
-    (std::mem::offset_of!(Context, tlb) + view * size_of::<[TlbEntry; TLB_ENTRIES]>() + member)
-        as i32
+/// Displacements of the first entry's tag and bias in the TLB of `view`, for reads or writes.
+pub(crate) const fn tlb_fields(view: usize, write: bool) -> (i32, i32) {
+    let table = 2 * view + write as usize;
+    let first =
+        std::mem::offset_of!(Context, tlb) + table * size_of::<[TlbEntry; TLB_ENTRIES]>();
+    (
+        (first + std::mem::offset_of!(TlbEntry, tag)) as i32,
+        (first + std::mem::offset_of!(TlbEntry, bias)) as i32,
+    )
+}
+
+/// The bit of [`Context::filled`] for the TLB's entry `index`, which is for an address in `half`
+/// of the address space.
+pub(crate) const fn filled_bit(half: usize, view: usize, write: bool, index: usize) -> usize {
+    let table = 2 * view + write as usize;
+    half * FILLED_BITS + (table * TLB_ENTRIES + index) / LINE_ENTRIES
 }
 
 /// Displacements of the first entry's tag and host address in jump table `table`.
@@ -368,9 +413,11 @@ impl ContextBox {
         self.host_mxcsr = native::MXCSR_RESET;
         self.tells_use = (std::arch::x86_64::__cpuid_count(0xd, 1).eax >> 2) & 1;
         // A tag of 0 in entry `i` matches only addresses of page 0, which has entry 0.
-        for view in &mut self.tlb {
-            view[0] = TlbEntry::empty(0);
+        for table in self.tlb.iter_mut().flatten() {
+            table[0] = TlbEntry::empty(0);
         }
+        self.generations = [1; 2];
+        self.write_generation = 1;
     }
 
     /// The addresses that it takes.
@@ -395,28 +442,24 @@ impl TlbEntry {
     /// Matches nothing that has entry `index`: neither its first byte nor its last, which is a few
     /// pages on at most. What matches is half the table away.
     pub(crate) const fn empty(index: usize) -> Self {
-        let tag = ((index as u64 ^ (TLB_ENTRIES as u64 / 2)) << 12).wrapping_neg();
+        let page = (index as u64 ^ (TLB_ENTRIES as u64 / 2)) << 12;
         Self {
-            read: tag,
-            write: tag,
+            tag: page.wrapping_neg(),
             bias: 0,
-            host: 0,
         }
     }
 
-    /// The tag that matches no access with entry `index`.
-    pub(crate) const fn no_tag(index: usize) -> u64 {
-        Self::empty(index).read
-    }
-
-    /// Lets the page at linear address `page` be accessed at host address `host`.
-    pub(crate) const fn new(read: u64, write: u64, page: u64, host: u64) -> Self {
+    /// The page at linear address `page` is at host address `page + bias`.
+    pub(crate) const fn new(page: u64, bias: u64) -> Self {
         Self {
-            read,
-            write,
-            bias: host.wrapping_sub(page),
-            host,
+            tag: page.wrapping_neg(),
+            bias,
         }
+    }
+
+    /// The linear address of the page that it matches.
+    pub(crate) const fn page(&self) -> u64 {
+        self.tag.wrapping_neg()
     }
 }
 

@@ -15,6 +15,7 @@ mod window;
 use crate::asm::{Asm, EQUAL, Mem, NOT_EQUAL, RCX, Reg, Width};
 use crate::block::{BlockId, Exit, KeyHasher, NO_SITE, Site};
 use crate::context::{JUMP_CACHES, field, spill_slot};
+use crate::refill::Refills;
 use crate::plan::{Class, Insn, Plan};
 use iced_x86::{Encoder, Instruction, OpKind, Register};
 use std::collections::HashMap;
@@ -30,7 +31,8 @@ pub(crate) struct Gates {
     /// guest's.
     pub(crate) address: [usize; JUMP_CACHES],
     pub(crate) callout: usize,
-    pub(crate) miss: usize,
+    /// Where the TLB's second level is asked for the page of an access.
+    pub(crate) refill: Refills,
     pub(crate) vectors: usize,
 }
 
@@ -65,8 +67,8 @@ pub(crate) enum Tail {
         returns_rcx: bool,
         gate: usize,
     },
-    /// Tells the linear address in a register that an access missed the TLB.
-    Miss(Reg),
+    /// Goes to a gate with the linear address, in a register, of an access that missed the TLB.
+    Miss { linear: Reg, gate: usize },
 }
 
 /// Where in the cache there are tails: the first block that needs one has it, and others jump
@@ -402,9 +404,9 @@ impl<'a> Emitter<'a> {
                 self.restore(spilled);
                 self.asm.jmp(gate);
             }
-            Tail::Miss(linear) => {
+            Tail::Miss { linear, gate } => {
                 self.asm.store_field(field!(linear), linear);
-                self.asm.jmp(self.gates.miss);
+                self.asm.jmp(gate);
             }
         }
     }

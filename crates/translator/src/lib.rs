@@ -13,6 +13,7 @@ mod lookup;
 mod mode;
 mod perf_map;
 mod plan;
+mod refill;
 mod signals;
 mod store;
 mod timer;

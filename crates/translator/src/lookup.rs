@@ -1,17 +1,16 @@
 //! What translated code looks up by itself: the software TLB and the jump caches, which are in
 //! the [`Context`], and what it takes to forget in them quickly.
 //!
-//! Forgetting goes by lists of what was filled, so that it costs as much as filling did, however
-//! large the tables are.
+//! Forgetting goes by what was filled since the last time: bits for the TLB, lists for jumps. So it
+//! costs as much as filling did, however large the tables are. The TLB's second level has
+//! generations instead.
 
 use crate::context::{
-    Context, JUMP_CACHES, JUMP_ENTRIES, JumpEntry, TLB_ENTRIES, TLB_VIEWS, TlbEntry,
+    Context, FILLED_BITS, JUMP_CACHES, JUMP_ENTRIES, JumpEntry, LINE_ENTRIES, SecondEntry,
+    TLB_ENTRIES, TLB_VIEWS, TlbEntry, filled_bit,
 };
-
 use crate::plan::INSTRUCTION_BYTES;
-
-/// Fills that are listed; when there are more, whole tables are emptied.
-const LISTED_MAX: usize = 4 * TLB_ENTRIES;
+use crate::refill;
 
 /// Jumps that are listed: no more than there are entries, unless one changes halves all the time.
 const JUMPS_MAX: usize = 2 * JUMP_ENTRIES;
@@ -55,10 +54,24 @@ impl PageFilter {
     }
 }
 
+/// The first generation that an entry of the second level can't have: it would not fit below the
+/// address of a page.
+const GENERATIONS: u64 = 4096;
+
+/// A page of memory for [`Lookup::fill`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Page {
+    /// An address in it.
+    pub(crate) linear: u64,
+    /// Where the host has it.
+    pub(crate) host: u64,
+    /// Whether it may be written too.
+    pub(crate) writable: bool,
+}
+
 /// Lists of fills.
 pub(crate) struct Lookup {
-    /// Entries for the lower half of the linear address space, then for the upper one.
-    pages: [Vec<(u8, u16)>; 2],
+    /// Jumps to the lower half of the linear address space, then to the upper one.
     jumps: [Vec<(u8, u16)>; 2],
     /// The pages of each list in `jumps`.
     jump_pages: [PageFilter; 2],
@@ -92,7 +105,6 @@ impl Lookup {
     pub(crate) fn new(tables: usize) -> Self {
         debug_assert!(tables == 1 || tables == JUMP_CACHES);
         Self {
-            pages: Default::default(),
             jumps: Default::default(),
             jump_pages: Default::default(),
             tables,
@@ -101,30 +113,26 @@ impl Lookup {
         }
     }
 
-    /// Lets the page around `linear` be read, and perhaps written, at host address `host`.
-    pub(crate) fn fill(
-        &mut self,
-        context: &mut Context,
-        view: usize,
-        linear: u64,
-        host: u64,
-        writable: bool,
-    ) {
-        let (page, index) = (linear & !0xfff, index(linear));
-        let tag = page.wrapping_neg();
-        let write = if writable {
-            tag
-        } else {
-            TlbEntry::no_tag(index)
-        };
-        context.tlb[view][index] = TlbEntry::new(tag, write, page, host);
+    /// Lets `page` be read (or written, if `write`), and the second level know all that may be done
+    /// with it.
+    pub(crate) fn fill(&mut self, context: &mut Context, view: usize, page: Page, write: bool) {
+        debug_assert!(page.writable || !write, "a page that may not be written");
         self.fills += 1;
-        let list = &mut self.pages[half(linear)];
-        if list.len() == LISTED_MAX {
-            self.forget_pages(context);
+        let linear = page.linear & !0xfff;
+        let (half, bias) = (half(linear), page.host.wrapping_sub(linear));
+        let permission = if page.writable {
+            context.write_generation
         } else {
-            list.push((view as u8, index as u16));
-        }
+            0
+        };
+        context.second[view][refill::index(linear)] = SecondEntry {
+            tag: linear + context.generations[half],
+            bias: bias + permission,
+        };
+        let index = index(linear);
+        context.tlb[view][usize::from(write)][index] = TlbEntry::new(linear, bias);
+        let bit = filled_bit(half, view, write, index);
+        context.filled[bit / 64] |= 1 << (bit % 64);
     }
 
     /// Lets indirect jumps to `linear` go to host address `host`. What is in its place is moved to
@@ -206,9 +214,11 @@ impl Lookup {
     }
 
     fn forget_half(&mut self, context: &mut Context, half: usize) {
-        for (view, index) in self.pages[half].drain(..) {
-            context.tlb[usize::from(view)][usize::from(index)] = TlbEntry::empty(index.into());
+        for view in 0..TLB_VIEWS {
+            empty(context, half, view, false);
+            empty(context, half, view, true);
         }
+        next_generation(context, |context| &mut context.generations[half]);
         self.forget_jumps_of(context, half);
     }
 
@@ -224,9 +234,17 @@ impl Lookup {
 
     /// Forgets the 4 KiB around `linear`.
     pub(crate) fn forget_page(&mut self, context: &mut Context, linear: u64) {
-        let index = index(linear);
-        for view in &mut context.tlb {
-            view[index] = TlbEntry::empty(index);
+        let (page, index) = (linear & !0xfff, index(linear));
+        for table in context.tlb.iter_mut().flatten() {
+            if table[index].page() == page {
+                table[index] = TlbEntry::empty(index);
+            }
+        }
+        for view in &mut context.second {
+            let entry = &mut view[refill::index(linear)];
+            if entry.tag & !0xfff == page {
+                *entry = SecondEntry::default();
+            }
         }
         if !self.jump_pages[half(linear)].may_contain(linear) {
             return;
@@ -245,10 +263,11 @@ impl Lookup {
 
     /// Forgets every permission to write.
     pub(crate) fn forget_writes(&mut self, context: &mut Context) {
-        for (view, index) in self.pages.iter().flatten() {
-            let index = usize::from(*index);
-            context.tlb[usize::from(*view)][index].write = TlbEntry::no_tag(index);
+        for view in 0..TLB_VIEWS {
+            empty(context, 0, view, true);
+            empty(context, 1, view, true);
         }
+        next_generation(context, |context| &mut context.write_generation);
     }
 
     /// Forgets all jumps: host addresses are about to be given to other code.
@@ -275,13 +294,38 @@ impl Lookup {
             });
         }
     }
+}
 
-    fn forget_pages(&mut self, context: &mut Context) {
-        for view in context.tlb.iter_mut().take(TLB_VIEWS) {
-            for (index, entry) in view.iter_mut().enumerate() {
-                *entry = TlbEntry::empty(index);
+/// Empties the entries of a table of the TLB that were filled for addresses in `half` of the address
+/// space.
+fn empty(context: &mut Context, half: usize, view: usize, write: bool) {
+    let first = filled_bit(half, view, write, 0);
+    let words = first / 64..(first + TLB_ENTRIES / LINE_ENTRIES) / 64;
+    let table = &mut context.tlb[view][usize::from(write)];
+    for (number, word) in context.filled[words].iter_mut().enumerate() {
+        let mut lines = std::mem::take(word);
+        while lines != 0 {
+            let line = 64 * number + lines.trailing_zeros() as usize;
+            lines &= lines - 1;
+            let entries = line * LINE_ENTRIES..(line + 1) * LINE_ENTRIES;
+            for (entry, index) in table[entries.clone()].iter_mut().zip(entries) {
+                if self::half(entry.page()) == half {
+                    *entry = TlbEntry::empty(index);
+                }
             }
         }
-        self.pages = Default::default();
     }
 }
+
+/// Makes entries of the second level that have the current `generation` match nothing any more.
+fn next_generation(context: &mut Context, generation: impl Fn(&mut Context) -> &mut u64) {
+    let next = generation(context);
+    *next += 1;
+    if *next == GENERATIONS {
+        context.second.as_flattened_mut().fill(SecondEntry::default());
+        context.generations = [1; 2];
+        context.write_generation = 1;
+    }
+}
+
+const _: () = assert!(TLB_ENTRIES / LINE_ENTRIES % 64 == 0 && FILLED_BITS % 64 == 0);

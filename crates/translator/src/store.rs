@@ -14,6 +14,7 @@ use crate::lookup::{Lookup, SECOND_ROTATION};
 use crate::mode::Mode;
 use crate::perf_map::PerfMap;
 use crate::plan::{Classifier, Insn, Plan};
+use crate::refill::{self, Refills};
 use iced_x86::Encoder;
 use std::io;
 
@@ -135,10 +136,12 @@ impl Store {
             indirect: [0; JUMP_CACHES],
             address: [0; JUMP_CACHES],
             callout: trampoline(Some(Reason::Callout), field!(assist_gate)),
-            miss: trampoline(Some(Reason::Memory), field!(assist_gate)),
+            refill: Refills::default(),
             vectors: trampoline(None, field!(vectors_gate)),
         };
         let unknown = trampoline(Some(Reason::Indirect), field!(assist_gate));
+        let miss = trampoline(Some(Reason::Memory), field!(assist_gate));
+        gates.refill = refill::emit(&mut asm, memory.address(0), miss);
         for (slot, gate) in gates.indirect.iter_mut().enumerate() {
             *gate = asm.here();
             ask_cache(&mut asm, JUMP_CACHES + slot, Some(SECOND_ROTATION), unknown);

@@ -5,7 +5,7 @@
 use crate::block::{Block, BlockId, Key, NO_SITE, Second, Site};
 use crate::context::{Bell, ContextBox};
 use crate::gate::{self, Reason};
-use crate::lookup::Lookup;
+use crate::lookup::{Lookup, Page};
 use crate::mode::Mode;
 use crate::plan::{self, INSTRUCTION_BYTES};
 use crate::signals::{self, FaultRecord};
@@ -176,6 +176,7 @@ impl Vcpu for TranslatorVcpu {
             ("signals", own.faults),
             ("assists: shared checks that failed", own.singles),
             ("fast TLB fills", self.lookup.fills),
+            ("fast TLB refills", self.context.refills),
             ("jump cache fills", self.lookup.jump_fills),
             ("looks at requests and timers", own.attended),
             ("flushes of everything", own.forgot_all),
@@ -676,11 +677,17 @@ impl TranslatorVcpu {
     /// Lets the next STOS or MOVS find in the TLB the `pages` that this one used.
     fn look_up_strings(&mut self, pages: u8, mode: Mode, rsi: u64, rdi: u64) {
         // What was written is dirty already: to look whether it may be written sets no bit.
-        for linear in [rdi, rsi].into_iter().take(pages.into()) {
+        let both = [(rdi, true), (rsi, false)];
+        for (linear, write) in both.into_iter().take(pages.into()) {
             if let Some(page) = self.core.data_page(linear, false) {
-                let host = self.ram + page.offset as u64;
+                let page = Page {
+                    linear,
+                    host: self.ram + page.offset as u64,
+                    writable: page.writable,
+                };
+                let write = write && page.writable;
                 self.lookup
-                    .fill(&mut self.context, mode.view(), linear, host, page.writable);
+                    .fill(&mut self.context, mode.view(), page, write);
             }
         }
     }

@@ -158,7 +158,7 @@ impl Emitter<'_> {
 
     /// Pushes the address of the next instruction.
     fn push_return(&mut self, number: usize, insn: &Insn) {
-        let mem = self.stack_place(number, insn, true);
+        let (mem, free) = self.stack_place_and_temporary(number, insn);
         let next = i64::from(insn.next());
         let width = full_width(self.plan.mode.is_32bit());
         let linear = self.linear.wrapping_add_signed(next);
@@ -172,9 +172,8 @@ impl Emitter<'_> {
                 self.asm.store_imm(width, mem, value);
             }
             _ => {
-                let t1 = self.temporary(1);
-                self.load_target(t1, next);
-                self.asm.store(width, mem, t1);
+                self.load_target(free, next);
+                self.asm.store(width, mem, free);
             }
         }
         self.move_stack(-self.slot_bytes());

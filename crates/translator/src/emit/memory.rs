@@ -3,10 +3,9 @@
 use super::{Cold, Emitter, Tail, full_width, narrow_register, relocated, wide_register};
 use crate::asm::{ABOVE, Mem, RCX, RSP, Reg, Width};
 use crate::block::Site;
-use crate::context::{TLB_ENTRIES, TlbEntry, field, tlb_field};
+use crate::context::{TLB_ENTRIES, TlbEntry, field, tlb_fields};
 use crate::plan::{Access, Base, Class, Insn};
 use iced_x86::{Instruction, OpKind, Register};
-use std::mem::offset_of;
 
 /// A guest address that emission can compute.
 #[derive(Debug, Clone, Copy)]
@@ -21,27 +20,14 @@ pub(super) enum Address {
     Page(i64),
 }
 
-/// What a check leaves behind.
-enum Wanted {
-    /// The host address in temporary 0.
-    Address,
-    /// In this register: the difference between host and guest addresses.
-    Difference(Reg),
-    /// In this register: the host address of the base, which lies this far before the range.
-    Pointer(Reg, i32),
-}
-
-/// Where an entry of the TLB is, through GS.
-struct EntryPlace(Mem);
-
-impl EntryPlace {
-    /// A field of it.
-    fn field(&self, offset: usize) -> Mem {
-        Mem {
-            disp: self.0.disp + offset as i32,
-            ..self.0
-        }
-    }
+/// A page of the TLB that a check has found to hold all of an access.
+struct Checked {
+    address: Address,
+    /// Where the entry's tag and bias are, through GS. They may depend on temporary 1.
+    tag: Mem,
+    bias: Mem,
+    /// Whether temporary 0 is the linear address. If not, it is the offset in the page.
+    is_linear: bool,
 }
 
 impl Emitter<'_> {
@@ -54,10 +40,14 @@ impl Emitter<'_> {
             return self.copy(insn);
         }
         let mem = self.place(number, insn, access);
-        let moved = relocated(&insn.instruction, mem);
         match high_byte(&insn.instruction) {
-            Some((operand, register)) => self.high_byte(&moved, operand, register),
-            None => self.encode(&moved),
+            Some((operand, register)) => {
+                // The register may be part of the address.
+                let mem = self.in_temporary(mem);
+                let moved = relocated(&insn.instruction, mem);
+                self.high_byte(&moved, operand, register);
+            }
+            None => self.encode(&relocated(&insn.instruction, mem)),
         }
     }
 
@@ -90,27 +80,31 @@ impl Emitter<'_> {
         let group = &self.plan.groups[insn.shared?.group];
         let register = self.plan.scratch[2 + group.slot];
         if group.leader == number {
-            let (address, wanted) = match group.base {
-                Base::Register(base) => (
-                    Address::Plain(Mem::base(base, group.first)),
-                    Wanted::Difference(register),
-                ),
-                Base::Fs => (
-                    Address::Based(field!(fs_base), Mem::at(group.first)),
-                    Wanted::Pointer(register, group.first),
-                ),
-                Base::Gs => (
-                    Address::Based(field!(gs_base), Mem::at(group.first)),
-                    Wanted::Pointer(register, group.first),
-                ),
-                Base::Page => (
-                    Address::Page(group.first.into()),
-                    Wanted::Pointer(register, group.first),
-                ),
-            };
-            let (range, write) = (group.range, group.write);
             let first = i64::from(group.first);
-            self.check(number, insn, address, range, write, &wanted, true);
+            let address = match group.base {
+                Base::Register(base) => Address::Plain(Mem::base(base, group.first)),
+                Base::Fs => Address::Based(field!(fs_base), Mem::at(group.first)),
+                Base::Gs => Address::Based(field!(gs_base), Mem::at(group.first)),
+                Base::Page => Address::Page(first),
+            };
+            let checked = self.check(number, insn, address, group.range, group.write, true);
+            self.asm.load_gs(register, checked.bias);
+            let base = match group.base {
+                Base::Register(_) => None,
+                Base::Fs => Some(field!(fs_base)),
+                Base::Gs => Some(field!(gs_base)),
+                Base::Page => Some(field!(page)),
+            };
+            match base {
+                // The difference between host and guest addresses will do.
+                None => {}
+                Some(_) if checked.is_linear => {
+                    let t0 = self.temporary(0);
+                    self.asm
+                        .lea(register, Mem::sum(register, t0, -group.first));
+                }
+                Some(field) => self.asm.add_gs(register, Mem::at(field)),
+            }
             if insn.class.is_memory() {
                 let disp = insn.instruction.memory_displacement64() as i64;
                 let site = self.sites.last_mut().expect("the check made one");
@@ -159,6 +153,7 @@ impl Emitter<'_> {
         }
         let address = Address::Plain(Mem::base(t0, 0));
         let mem = self.check_one(number, insn, address, access.size.into(), access.write);
+        let mem = self.in_temporary(mem);
         // What is left of the offset stays inside of the operand.
         let mask = if is_wide {
             field!(bits_of_64)
@@ -186,7 +181,19 @@ impl Emitter<'_> {
         self.check_one(number, insn, address, size as u16, write)
     }
 
-    /// Checks one access and returns its place.
+    /// As [`Emitter::stack_place`] for a write, with a temporary that the place does not depend on.
+    pub(super) fn stack_place_and_temporary(&mut self, number: usize, insn: &Insn) -> (Mem, Reg) {
+        let (t0, t1) = (self.temporary(0), self.temporary(1));
+        let mem = self.stack_place(number, insn, true);
+        if mem.base == Some(t0) {
+            (self.in_temporary(mem), t1)
+        } else {
+            // The stack pointer and what is added to it.
+            (mem, t0)
+        }
+    }
+
+    /// Checks one access and returns its place, which may depend on both temporaries.
     pub(super) fn check_one(
         &mut self,
         number: usize,
@@ -195,8 +202,48 @@ impl Emitter<'_> {
         size: u16,
         write: bool,
     ) -> Mem {
-        self.check(number, insn, address, size, write, &Wanted::Address, false);
-        Mem::base(self.temporary(0), 0)
+        let checked = self.check(number, insn, address, size, write, false);
+        self.host_address(&checked)
+    }
+
+    /// The host address of a checked access. The entry's bias is in temporary 1 then, so that the
+    /// processor can compute the address before it knows the outcome of the check.
+    fn host_address(&mut self, checked: &Checked) -> Mem {
+        let (t0, t1) = (self.temporary(0), self.temporary(1));
+        let again = match checked.address {
+            Address::Plain(Mem {
+                base: Some(base),
+                index: None,
+                disp,
+            }) if base != t0 && !self.plan.mode.is_32bit() => {
+                self.asm.load_gs(t1, checked.bias);
+                return Mem::sum(base, t1, disp);
+            }
+            Address::Constant(value) if i32::try_from(value as i64).is_ok() => {
+                self.asm.load_gs(t1, checked.bias);
+                return Mem::base(t1, value as i32);
+            }
+            Address::Plain(mem) if mem.base != Some(t0) => true,
+            Address::Constant(_) => true,
+            Address::Plain(_) | Address::Based(..) | Address::Page(_) => false,
+        };
+        if !checked.is_linear && !again {
+            self.asm.sub_gs(t0, checked.tag);
+        }
+        self.asm.load_gs(t1, checked.bias);
+        if !checked.is_linear && again {
+            self.address(checked.address, t0, t1);
+        }
+        Mem::sum(t0, t1, 0)
+    }
+
+    /// What is at `mem`, a checked access's place, by way of temporary 0: temporary 1 is free then.
+    pub(super) fn in_temporary(&mut self, mem: Mem) -> Mem {
+        let t0 = self.temporary(0);
+        if mem != Mem::base(t0, 0) {
+            self.asm.lea(t0, mem);
+        }
+        Mem::base(t0, 0)
     }
 
     /// Looks `size` bytes at `address` up in the TLB. If that fails for a `shared` check, nothing
@@ -208,22 +255,14 @@ impl Emitter<'_> {
         address: Address,
         size: u16,
         write: bool,
-        wanted: &Wanted,
         shared: bool,
-    ) {
+    ) -> Checked {
         let (t0, t1) = (self.temporary(0), self.temporary(1));
         let site = self.site(number, insn, size, write);
-        self.address(address, t0, t1);
-        let entry = self.tlb_entry(address, insn.flags_live);
-        let tag = entry.field(if write {
-            offset_of!(TlbEntry, write)
-        } else {
-            offset_of!(TlbEntry, read)
-        });
-        let bias = entry.field(offset_of!(TlbEntry, bias));
-        let host = entry.field(offset_of!(TlbEntry, host));
         let single = shared.then_some(insn.at);
         if insn.flags_live {
+            self.address(address, t0, t1);
+            let (tag, bias) = self.tlb_entry(address, t0, write, true);
             self.borrow_rcx();
             self.asm.load_gs(RCX, tag);
             // The last byte's offset in the page that has the first byte's entry.
@@ -239,19 +278,31 @@ impl Emitter<'_> {
                 tag: None,
                 single,
             });
-            match *wanted {
-                Wanted::Address => {
-                    self.asm.load_gs(t1, bias);
-                    self.asm.lea(t0, Mem::sum(t0, t1, 0));
-                }
-                Wanted::Difference(to) => self.asm.load_gs(to, bias),
-                Wanted::Pointer(to, first) => {
-                    self.asm.load_gs(t1, bias);
-                    self.asm.lea(to, Mem::sum(t0, t1, -first));
-                }
-            }
-            return;
+            return Checked {
+                address,
+                tag,
+                bias,
+                is_linear: true,
+            };
         }
+        // An address that is a register is looked up while it is copied.
+        let (tag, bias) = match address {
+            Address::Plain(Mem {
+                base: Some(base),
+                index: None,
+                disp: 0,
+            }) if !self.plan.mode.is_32bit() => {
+                let entry = self.tlb_entry(address, base, write, false);
+                if base != t0 {
+                    self.asm.mov(t0, base);
+                }
+                entry
+            }
+            _ => {
+                self.address(address, t0, t1);
+                self.tlb_entry(address, t0, write, false)
+            }
+        };
         self.asm.add_gs(t0, tag);
         self.asm.cmp_imm(t0, 4096 - i32::from(size));
         let from = self.asm.jcc_forward(ABOVE);
@@ -261,37 +312,41 @@ impl Emitter<'_> {
             tag: Some(tag),
             single,
         });
-        match *wanted {
-            Wanted::Address => self.asm.add_gs(t0, host),
-            Wanted::Difference(to) => self.asm.load_gs(to, bias),
-            Wanted::Pointer(to, first) => {
-                self.asm.add_gs(t0, host);
-                self.asm.lea(to, Mem::base(t0, -first));
-            }
+        Checked {
+            address,
+            tag,
+            bias,
+            is_linear: false,
         }
     }
 
-    /// The TLB's entry for the address in temporary 0. May use temporary 1 and, unless
-    /// `flags_live`, the flags.
-    fn tlb_entry(&mut self, address: Address, flags_live: bool) -> EntryPlace {
+    /// Where the TLB's entry for `address`, which is in `register`, has its tag and its bias. May use
+    /// temporary 1 and, unless `flags_live`, the flags.
+    fn tlb_entry(
+        &mut self,
+        address: Address,
+        register: Reg,
+        write: bool,
+        flags_live: bool,
+    ) -> (Mem, Mem) {
         const BYTES: usize = size_of::<TlbEntry>();
         const SHIFT: u8 = 12 - BYTES.trailing_zeros() as u8;
         const MASK: u32 = (TLB_ENTRIES as u32 - 1) * BYTES as u32;
-        let (t0, t1) = (self.temporary(0), self.temporary(1));
-        let first = tlb_field(self.plan.mode.view(), 0);
+        const _: () = assert!(BYTES == 16, "an index is doubled and scaled by 8");
+        let t1 = self.temporary(1);
+        let (tag, bias) = tlb_fields(self.plan.mode.view(), write);
         if let Address::Constant(value) = address {
-            let index = (value >> 12) as usize % TLB_ENTRIES;
-            return EntryPlace(Mem::at(first + (index * BYTES) as i32));
+            let offset = ((value >> 12) as usize % TLB_ENTRIES * BYTES) as i32;
+            return (Mem::at(tag + offset), Mem::at(bias + offset));
         }
         if flags_live {
-            self.asm.pext(t1, t0, field!(tlb_mask));
-            self.asm.lea(t1, Mem::scaled(t1, 2, 0));
-            return EntryPlace(Mem::scaled(t1, 3, first));
+            self.asm.pext(t1, register, field!(tlb_mask));
+            self.asm.lea(t1, Mem::sum(t1, t1, 0));
+            return (Mem::scaled(t1, 3, tag), Mem::scaled(t1, 3, bias));
         }
-        self.asm.mov(t1, t0);
-        self.asm.shr(t1, SHIFT);
+        self.asm.rotate_right(t1, register, SHIFT);
         self.asm.and32(t1, MASK);
-        EntryPlace(Mem::base(t1, first))
+        (Mem::base(t1, tag), Mem::base(t1, bias))
     }
 
     /// Cold: a check failed. `single` is the offset in the page of a shared check's leader.
@@ -302,7 +357,9 @@ impl Emitter<'_> {
             Some(tag) => self.asm.sub_gs(t0, tag),
             None => self.return_rcx(),
         }
-        let Site { size, .. } = self.sites[usize::from(site)];
+        let Site {
+            size, write, retry, ..
+        } = self.sites[usize::from(site)];
         let mut crosses = None;
         if single.is_some() && tag.is_some() {
             // A range that crosses into the next page can't be served by one check.
@@ -311,7 +368,12 @@ impl Emitter<'_> {
             self.asm.cmp_imm32(t1, 4096 - i32::from(size));
             crosses = Some(self.asm.jcc_forward(ABOVE));
         }
-        self.end(Tail::Miss(t0), Some(site));
+        self.asm.store_field_imm(field!(retry), retry);
+        let miss = Tail::Miss {
+            linear: t0,
+            gate: self.gates.refill[self.plan.mode.view()][usize::from(write)],
+        };
+        self.end(miss, Some(site));
         let Some(at) = single else {
             return;
         };
@@ -410,14 +472,14 @@ impl Emitter<'_> {
 
     /// PUSH of memory.
     pub(super) fn push_memory(&mut self, number: usize, insn: &Insn) {
-        let (t0, t1) = (self.temporary(0), self.temporary(1));
+        let t0 = self.temporary(0);
         let address = self.operand_address(&insn.instruction);
         let mem = self.check_one(number, insn, address, 8, false);
         self.asm.load(Width::W64, t0, mem);
         self.asm.store_field(field!(target), t0);
-        let mem = self.stack_place(number, insn, true);
-        self.asm.load_field(t1, field!(target));
-        self.asm.store(Width::W64, mem, t1);
+        let (mem, free) = self.stack_place_and_temporary(number, insn);
+        self.asm.load_field(free, field!(target));
+        self.asm.store(Width::W64, mem, free);
         self.move_stack(-8);
     }
 

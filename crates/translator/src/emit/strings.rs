@@ -2,9 +2,8 @@
 
 use super::{Cold, Emitter};
 use crate::asm::{Mem, RCX, Reg};
-use crate::context::{TlbEntry, field, tlb_field};
+use crate::context::{field, tlb_fields};
 use crate::plan::{Insn, Strings};
-use std::mem::offset_of;
 
 const RAX: Reg = 0;
 const RSI: Reg = 6;
@@ -20,9 +19,8 @@ impl Emitter<'_> {
         let site = self.site(number, insn, 0, false);
         let acc = self.borrowed(strings);
         let view = self.plan.mode.view();
-        let write = tlb_field(view, offset_of!(TlbEntry, write));
-        let read = tlb_field(view, offset_of!(TlbEntry, read));
-        let bias = tlb_field(view, offset_of!(TlbEntry, bias));
+        let (write, write_bias) = tlb_fields(view, true);
+        let (read, read_bias) = tlb_fields(view, false);
         let scale = strings.size.trailing_zeros() as u8;
         let last = |base: Reg| Mem {
             base: Some(base),
@@ -40,7 +38,7 @@ impl Emitter<'_> {
         self.asm.pext(acc, acc, field!(page_mask));
         self.asm.pext(t0, RCX, field!(page_mask));
         self.asm.lea(acc, Mem::sum(acc, t0, 0));
-        self.asm.load_gs(t1, Mem::scaled(t1, 3, bias));
+        self.asm.load_gs(t1, Mem::scaled(t1, 3, write_bias));
         if strings.moves {
             self.asm.store_field(field!(target), t1);
             self.asm.store_field(field!(linear), acc);
@@ -52,7 +50,7 @@ impl Emitter<'_> {
             self.asm.load_field(t1, field!(linear));
             self.asm.lea(acc, Mem::sum(acc, t1, 0));
             self.asm.load_field(t1, field!(target));
-            self.asm.load_gs(t0, Mem::scaled(t0, 3, bias));
+            self.asm.load_gs(t0, Mem::scaled(t0, 3, read_bias));
         }
         self.asm.mov(RCX, acc);
         let hit = self.asm.jrcxz();
@@ -96,7 +94,7 @@ impl Emitter<'_> {
     /// An index of the TLB, in units of 8 bytes.
     fn tlb_index(&mut self, to: Reg, linear: Reg) {
         self.asm.pext(to, linear, field!(tlb_mask));
-        self.asm.lea(to, Mem::scaled(to, 2, 0));
+        self.asm.lea(to, Mem::sum(to, to, 0));
     }
 
     fn shift(&mut self, register: Reg, by: Reg) {

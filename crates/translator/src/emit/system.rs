@@ -13,21 +13,19 @@ const RDX: Reg = 2;
 impl Emitter<'_> {
     /// PUSHFQ: the host's arithmetic flags, and the rest as the context has it.
     pub(super) fn push_flags(&mut self, number: usize, insn: &Insn) {
-        let mem = self.stack_place(number, insn, true);
-        // Temporary 0 may be part of `mem`.
-        let t1 = self.temporary(1);
-        self.asm.host_flags(t1, field!(target), field!(host_rsp));
-        self.asm.pext(t1, t1, field!(status_mask));
-        self.asm.pdep(t1, t1, field!(status_mask));
+        let (mem, flags) = self.stack_place_and_temporary(number, insn);
+        self.asm.host_flags(flags, field!(target), field!(host_rsp));
+        self.asm.pext(flags, flags, field!(status_mask));
+        self.asm.pdep(flags, flags, field!(status_mask));
         self.borrow_rcx();
         self.asm.load_field(RCX, field!(other_flags));
-        self.asm.lea(t1, Mem::sum(t1, RCX, 0));
+        self.asm.lea(flags, Mem::sum(flags, RCX, 0));
         self.asm.load_field32(RCX, field!(interrupt_flag));
-        self.asm.lea(t1, Mem::sum(t1, RCX, 0));
+        self.asm.lea(flags, Mem::sum(flags, RCX, 0));
         self.asm.load_field32(RCX, field!(access_flag));
-        self.asm.lea(t1, Mem::sum(t1, RCX, 0));
+        self.asm.lea(flags, Mem::sum(flags, RCX, 0));
         self.return_rcx();
-        self.asm.store(Width::W64, mem, t1);
+        self.asm.store(Width::W64, mem, flags);
         self.move_stack(-8);
     }
 
