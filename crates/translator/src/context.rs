@@ -224,8 +224,7 @@ pub(crate) const fn spill_slot(reg: u8) -> i32 {
 /// Displacements of the first entry's tag and bias in the TLB of `view`, for reads or writes.
 pub(crate) const fn tlb_fields(view: usize, write: bool) -> (i32, i32) {
     let table = 2 * view + write as usize;
-    let first =
-        std::mem::offset_of!(Context, tlb) + table * size_of::<[TlbEntry; TLB_ENTRIES]>();
+    let first = std::mem::offset_of!(Context, tlb) + table * size_of::<[TlbEntry; TLB_ENTRIES]>();
     (
         (first + std::mem::offset_of!(TlbEntry, tag)) as i32,
         (first + std::mem::offset_of!(TlbEntry, bias)) as i32,

@@ -322,10 +322,143 @@ fn next_generation(context: &mut Context, generation: impl Fn(&mut Context) -> &
     let next = generation(context);
     *next += 1;
     if *next == GENERATIONS {
-        context.second.as_flattened_mut().fill(SecondEntry::default());
+        context
+            .second
+            .as_flattened_mut()
+            .fill(SecondEntry::default());
         context.generations = [1; 2];
         context.write_generation = 1;
     }
 }
 
-const _: () = assert!(TLB_ENTRIES / LINE_ENTRIES % 64 == 0 && FILLED_BITS % 64 == 0);
+const _: () = assert!(
+    (TLB_ENTRIES / LINE_ENTRIES).is_multiple_of(64) && FILLED_BITS.is_multiple_of(64),
+    "words of bits are of one table"
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context::ContextBox;
+
+    /// Pages of both halves, some of which share entries of the first level, and none of the second.
+    const PAGES: [u64; 8] = [
+        0,
+        0x1000,
+        0x40_0000,
+        0x140_0000,
+        0x7fff_ffff_d000,
+        0xffff_8880_0000_0000,
+        0xffff_8880_0100_0000,
+        0xffff_ffff_ffff_f000,
+    ];
+
+    fn filled() -> (Lookup, ContextBox) {
+        let mut context = ContextBox::new().expect("memory");
+        let mut lookup = Lookup::default();
+        for (n, linear) in PAGES.into_iter().enumerate() {
+            for view in 0..TLB_VIEWS {
+                let page = Page {
+                    linear: linear + 0x123,
+                    host: 0x7000_0000_0000 + ((n as u64) << 12),
+                    writable: true,
+                };
+                lookup.fill(&mut context, view, page, false);
+                lookup.fill(&mut context, view, page, true);
+            }
+        }
+        (lookup, context)
+    }
+
+    /// In how many views the first and the second level let `linear` be accessed.
+    fn views(context: &Context, linear: u64, write: bool) -> [usize; 2] {
+        let tag = linear + context.generations[half(linear)];
+        let first = context.tlb.iter().filter(|view| {
+            let entry = view[usize::from(write)][index(linear)];
+            linear.wrapping_add(entry.tag) < 4096
+        });
+        let second = context.second.iter().filter(|view| {
+            let entry = view[refill::index(linear)];
+            let may_write = entry.bias & 0xfff == context.write_generation;
+            entry.tag == tag && (may_write || !write)
+        });
+        [first.count(), second.count()]
+    }
+
+    /// Whether `linear` was not pushed out of the first level by a later one of [`PAGES`].
+    fn is_in_first(linear: u64) -> bool {
+        let last = PAGES.into_iter().rfind(|p| index(*p) == index(linear));
+        last == Some(linear)
+    }
+
+    #[test]
+    fn what_was_filled_is_found_until_it_is_forgotten() {
+        for forgotten_half in [None, Some(0), Some(1)] {
+            let (mut lookup, mut context) = filled();
+            if let Some(half) = forgotten_half {
+                lookup.forget_half(&mut context, half);
+            }
+            for linear in PAGES {
+                let second = TLB_VIEWS * usize::from(forgotten_half != Some(half(linear)));
+                let first = second * usize::from(is_in_first(linear));
+                for write in [false, true] {
+                    assert_eq!(
+                        views(&context, linear, write),
+                        [first, second],
+                        "{linear:#x} {write} {forgotten_half:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn permissions_to_write_are_forgotten_alone() {
+        let (mut lookup, mut context) = filled();
+        lookup.forget_writes(&mut context);
+        for linear in PAGES {
+            assert_eq!(views(&context, linear, true), [0, 0], "{linear:#x}");
+            let first = TLB_VIEWS * usize::from(is_in_first(linear));
+            assert_eq!(views(&context, linear, false), [first, TLB_VIEWS]);
+        }
+    }
+
+    #[test]
+    fn one_page_is_forgotten_alone() {
+        for forgotten in PAGES {
+            let (mut lookup, mut context) = filled();
+            lookup.forget_page(&mut context, forgotten | 0xabc);
+            for linear in PAGES {
+                let second = TLB_VIEWS * usize::from(linear != forgotten);
+                let first = second * usize::from(is_in_first(linear));
+                assert_eq!(views(&context, linear, false), [first, second]);
+                assert_eq!(views(&context, linear, true), [first, second]);
+            }
+        }
+    }
+
+    #[test]
+    fn no_generation_is_current_twice() {
+        let (mut lookup, mut context) = filled();
+        for _ in 0..2 * GENERATIONS {
+            lookup.forget_lower(&mut context);
+            lookup.forget_writes(&mut context);
+            assert_eq!(views(&context, 0x1000, false), [0, 0]);
+            assert_eq!(views(&context, PAGES[7], true), [0, 0]);
+        }
+    }
+
+    #[test]
+    fn an_empty_entry_matches_no_access_that_begins_with_its_index() {
+        for index in 0..TLB_ENTRIES {
+            let tag = TlbEntry::empty(index).tag;
+            for page in [index as u64, index as u64 | !(TLB_ENTRIES as u64 - 1)] {
+                for first in [page << 12, (page << 12) + 0xfff] {
+                    assert!(first.wrapping_add(tag) >= 4096, "{index}");
+                    // Its last byte, with checks that look at that only.
+                    assert!(first.wrapping_add(511).wrapping_add(tag) >= 4096, "{index}");
+                }
+            }
+        }
+    }
+}

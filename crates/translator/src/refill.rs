@@ -6,9 +6,9 @@
 //! another one takes its place there; the first level is forgotten entry by entry, the second by
 //! generations, which are part of its tags and permissions.
 
-use crate::asm::{Asm, Mem, NOT_EQUAL, RCX, Reg, EQUAL};
+use crate::asm::{Asm, EQUAL, Mem, NOT_EQUAL, RCX, Reg};
 use crate::context::{
-    Context, FILLED_BITS, SECOND_ENTRIES, SecondEntry, TLB_ENTRIES, TLB_VIEWS, LINE_ENTRIES,
+    Context, FILLED_BITS, LINE_ENTRIES, SECOND_ENTRIES, SecondEntry, TLB_ENTRIES, TLB_VIEWS,
     TlbEntry, field, filled_bit, tlb_fields,
 };
 use std::mem::offset_of;

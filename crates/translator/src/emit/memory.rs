@@ -100,8 +100,7 @@ impl Emitter<'_> {
                 None => {}
                 Some(_) if checked.is_linear => {
                     let t0 = self.temporary(0);
-                    self.asm
-                        .lea(register, Mem::sum(register, t0, -group.first));
+                    self.asm.lea(register, Mem::sum(register, t0, -group.first));
                 }
                 Some(field) => self.asm.add_gs(register, Mem::at(field)),
             }

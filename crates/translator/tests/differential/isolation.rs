@@ -80,6 +80,10 @@ fn addresses(trial: &Trial, canary: u64, ram: u64, random: &mut Random) -> Vec<u
             let other = 1 << (12 + random.below(52));
             found.extend([page ^ other, page.wrapping_add(other).wrapping_sub(2)]);
             found.push(page ^ 1 << 48 ^ 1 << 63);
+            // Those that share entries of the translator's TLB, and of its second level.
+            for other in [1 << 24, 1 << 28] {
+                found.extend([page ^ other, page.wrapping_add(other).wrapping_sub(3)]);
+            }
         }
     }
     // What is behind, before and far from guest memory, if addresses are only moved by what makes a

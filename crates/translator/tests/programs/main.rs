@@ -7,3 +7,4 @@ mod crossings;
 mod guest;
 mod straddling;
 mod time;
+mod tlb;
