@@ -355,7 +355,7 @@ mod tests {
 
     fn filled() -> (Lookup, ContextBox) {
         let mut context = ContextBox::new().expect("memory");
-        let mut lookup = Lookup::default();
+        let mut lookup = Lookup::new(JUMP_CACHES);
         for (n, linear) in PAGES.into_iter().enumerate() {
             for view in 0..TLB_VIEWS {
                 let page = Page {
