@@ -436,6 +436,10 @@ fn data_class(
         Err(_) => return Class::Callout,
     };
     let has_memory = (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory);
+    if has_memory && mode.is_windowed() && instruction.mnemonic() == M::Vcvtps2ph {
+        // Where its store faults, hosts have set flags of MXCSR.
+        return Class::Callout;
+    }
     if has_memory && has_high_byte(instruction) {
         // AL is an operand beside the high byte. In a window, the access may fault, and no register
         // may be elsewhere then.
