@@ -10,7 +10,7 @@ use engine::Exit;
 use interpreter::Changes;
 use std::collections::VecDeque;
 use std::mem::swap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use x86::Rflags;
 use x86::paging::is_canonical;
 
@@ -57,6 +57,7 @@ impl TranslatorVcpu {
         self.apply(pending);
         self.windows.counters.runs += 1;
         let stops = self.windows.counters.stops;
+        self.windows.inside = Duration::ZERO;
         let pinned = self.windows.spaces[number].jail.on_one_cpu();
         let exit = self.run_jail_code();
         drop(pinned);
@@ -66,7 +67,8 @@ impl TranslatorVcpu {
         let pending = std::mem::take(&mut self.windows.pending);
         self.apply(pending);
         let stops = self.windows.counters.stops - stops;
-        self.windows.heat.ran(cr3, begin.elapsed(), stops);
+        let (time, inside) = (begin.elapsed(), self.windows.inside);
+        self.windows.heat.ran(cr3, time, inside, stops);
         exit
     }
 
@@ -112,7 +114,9 @@ impl TranslatorVcpu {
             self.windows.counters.stops += 1;
             let bell = &self.bell;
             let jail = &mut self.windows.spaces[number].jail;
+            let begin = Instant::now();
             let result = jail.run(&mut || bell.is_ringing());
+            self.windows.inside += begin.elapsed();
             self.vectors = Vectors::Area;
             let next = result.and_then(|()| self.after_stop(number));
             match next {

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 /// Most mappings that a jail may have: the host allows 65,530 (`vm.max_map_count`).
 const PAGES_MAX: usize = 1 << 20;
@@ -149,6 +150,8 @@ pub(crate) struct Windows {
     /// What changed in the vCPU's own translations meanwhile.
     pub(super) pending: Changes,
     code_cache: usize,
+    /// How long jails ran, in this run.
+    pub(super) inside: Duration,
     clock: u64,
     broken: u32,
     pub(crate) counters: Counters,
@@ -168,6 +171,7 @@ impl Windows {
             active: None,
             pending: Changes::default(),
             code_cache: options.shares().1,
+            inside: Duration::ZERO,
             clock: 0,
             broken: 0,
             counters: Counters::default(),
