@@ -71,6 +71,7 @@ macro_rules! save_registers {
          pop qword ptr gs:[{flags}]"
     };
 }
+pub(crate) use save_registers;
 
 macro_rules! load_registers_and_go {
     () => {
@@ -95,6 +96,7 @@ macro_rules! load_registers_and_go {
          jmp qword ptr gs:[{jump}]"
     };
 }
+pub(crate) use load_registers_and_go;
 
 /// Moves the guest's vector registers, if the host has them, to the context. An x87 exception that
 /// is pending (ES of the status word) would be raised in Rust code that uses MMX or x87.

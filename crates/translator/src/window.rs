@@ -10,7 +10,7 @@
 //! To go into a jail and out again costs two switches of processes, some microseconds. That pays
 //! for a program that runs for longer between two system calls, and for nobody else; so a window
 //! is opened where the guest's timer finds the same address space in user mode again and again,
-//! and closed when runs get short ([`heat`]). All other code runs behind checks.
+//! and closed when it has cost more than it gained ([`heat`]). All other code runs behind checks.
 
 mod heat;
 mod jail;

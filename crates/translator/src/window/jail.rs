@@ -85,7 +85,8 @@ pub(crate) struct Jail {
     board: Board,
     listener: OwnedFd,
     event: OwnedFd,
-    pid: i32,
+    /// Ends with this.
+    _process: Process,
     runner: u32,
     /// The call in which the runner waits.
     waiting: u64,
@@ -137,14 +138,13 @@ impl Jail {
             rseq: restartable_sequences(),
         };
         let pid = fork(&child)?;
-        // From here on, dropping ends the process.
         let mut process = Process(pid);
         let listener = process.listener(&context.jail_listener)?;
         let mut jail = Self {
             board,
             listener,
             event,
-            pid: std::mem::replace(&mut process.0, 0),
+            _process: process,
             runner: 0,
             waiting: 0,
             cpu: None,
@@ -293,13 +293,7 @@ impl Jail {
     }
 }
 
-impl Drop for Jail {
-    fn drop(&mut self) {
-        drop(Process(self.pid));
-    }
-}
-
-/// A child process, or 0.
+/// A child process, or 0. Dropping it ends it.
 struct Process(i32);
 
 impl Process {
@@ -547,7 +541,7 @@ mod tests {
     #[test]
     fn it_has_nothing_of_the_monitor() {
         let fixture = fixture();
-        let path = |name: &str| format!("/proc/{}/{name}", fixture.jail.pid);
+        let path = |name: &str| format!("/proc/{}/{name}", fixture.jail._process.0);
         let maps = fs::read_to_string(path("maps")).expect("maps");
         let of = |line: &str| {
             ["translated-code", "/dev/zero", "jail-orders", "[vsyscall]"]
@@ -558,8 +552,8 @@ mod tests {
         assert!(!maps.contains("wx"), "{maps}");
         let files = |task: u32| fs::read_dir(path(&format!("task/{task}/fd"))).map(Iterator::count);
         assert_eq!(files(fixture.jail.runner).ok(), Some(0));
-        assert_eq!(files(fixture.jail.pid as u32).ok(), Some(2));
-        for task in [fixture.jail.runner, fixture.jail.pid as u32] {
+        assert_eq!(files(fixture.jail._process.0 as u32).ok(), Some(2));
+        for task in [fixture.jail.runner, fixture.jail._process.0 as u32] {
             let status = fs::read_to_string(path(&format!("task/{task}/status"))).expect("status");
             assert!(status.contains("Seccomp:\t2") && status.contains("NoNewPrivs:\t1"));
         }
@@ -603,7 +597,7 @@ mod tests {
     fn one_that_does_not_stop_is_given_up() {
         let mut fixture = fixture();
         assert_eq!(fixture.run(&[0xeb, 0xfe]), Err(Broken));
-        let pid = fixture.jail.pid;
+        let pid = fixture.jail._process.0;
         drop(fixture);
         assert!(!fs::exists(format!("/proc/{pid}")).expect("proc"));
     }
@@ -612,7 +606,7 @@ mod tests {
     fn one_that_dies_is_noticed() {
         let mut fixture = fixture();
         // SAFETY: ends a child of this process.
-        unsafe { libc::kill(fixture.jail.pid, libc::SIGKILL) };
+        unsafe { libc::kill(fixture.jail._process.0, libc::SIGKILL) };
         assert_eq!(fixture.run(&[0xeb, 0xfe]), Err(Broken));
     }
 }

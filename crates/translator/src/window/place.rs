@@ -4,7 +4,6 @@
 //! programs have nothing: between the executable and heap of position-dependent programs, low,
 //! and what systems put high. There, the places are random.
 
-use rustix::mm::MapFlags;
 use std::ffi::c_void;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -15,8 +14,6 @@ use std::ptr::NonNull;
 const FIRST: u64 = 0x2000_0000_0000;
 const PLACES: u64 = 0x3000_0000_0000 >> 21;
 const TRIES: usize = 16;
-
-const _: () = assert!(MapFlags::FIXED_NOREPLACE.bits() != 0);
 
 /// Lets `map` map `len` bytes at an address where nothing is.
 ///

@@ -17,7 +17,8 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-/// Most mappings that a jail may have: the host allows 65,530 (`vm.max_map_count`).
+/// Most pages that a jail may have. How many mappings they take is the host's to limit
+/// (`vm.max_map_count`): a jail in which one fails is given up.
 const PAGES_MAX: usize = 1 << 20;
 /// Jails that may break before there are no more.
 const BROKEN_MAX: u32 = 8;

@@ -13,7 +13,7 @@
 
 use super::orders::order;
 use crate::context::{XSAVE_BYTES, field};
-use crate::gate::Reason;
+use crate::gate::{Reason, load_registers_and_go, save_registers};
 use std::arch::global_asm;
 
 /// XSAVE components: x87, SSE, AVX (SDM vol. 1, 13.1).
@@ -167,27 +167,9 @@ global_asm!(
     syscall
     jmp doppel_jail_wait",
     // Where translated code jumps when it wants something of the monitor.
-    "doppel_jail_ask:
-    mov gs:[{host} + 0], rax
-    mov gs:[{host} + 8], rcx
-    mov gs:[{host} + 16], rdx
-    mov gs:[{host} + 24], rbx
-    mov gs:[{host} + 32], rsp
-    mov gs:[{host} + 40], rbp
-    mov gs:[{host} + 48], rsi
-    mov gs:[{host} + 56], rdi
-    mov gs:[{host} + 64], r8
-    mov gs:[{host} + 72], r9
-    mov gs:[{host} + 80], r10
-    mov gs:[{host} + 88], r11
-    mov gs:[{host} + 96], r12
-    mov gs:[{host} + 104], r13
-    mov gs:[{host} + 112], r14
-    mov gs:[{host} + 120], r15
-    mov rsp, gs:[{host_rsp}]
-    pushfq
-    pop qword ptr gs:[{flags}]
-    cld
+    "doppel_jail_ask:",
+    save_registers!(),
+    "cld
     mov eax, {components}
     xor edx, edx
     xsave64 gs:[{xsave}]
@@ -201,26 +183,8 @@ global_asm!(
     xrstor64 gs:[{xsave}]
     mov rax, gs:[{fs_base}]
     wrfsbase rax
-    mov rsp, gs:[{host_rsp}]
-    push qword ptr gs:[{flags}]
-    popfq
-    mov rax, gs:[{host} + 0]
-    mov rcx, gs:[{host} + 8]
-    mov rdx, gs:[{host} + 16]
-    mov rbx, gs:[{host} + 24]
-    mov rsp, gs:[{host} + 32]
-    mov rbp, gs:[{host} + 40]
-    mov rsi, gs:[{host} + 48]
-    mov rdi, gs:[{host} + 56]
-    mov r8, gs:[{host} + 64]
-    mov r9, gs:[{host} + 72]
-    mov r10, gs:[{host} + 80]
-    mov r11, gs:[{host} + 88]
-    mov r12, gs:[{host} + 96]
-    mov r13, gs:[{host} + 104]
-    mov r14, gs:[{host} + 112]
-    mov r15, gs:[{host} + 120]
-    jmp qword ptr gs:[{jump}]",
+    mov rsp, gs:[{host_rsp}]",
+    load_registers_and_go!(),
     // The handler of signals that an instruction raised: RDI is the signal, RDX the ucontext. The
     // runner never returns from it; the monitor says where it goes on.
     "doppel_jail_signal:
