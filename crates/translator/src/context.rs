@@ -17,6 +17,9 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 /// Entries of a table of the software TLB, a power of two.
 pub(crate) const TLB_ENTRIES: usize = 4096;
+/// Pages from that in which a checked access begins to the one in which it ends, at most: checks
+/// look up the first byte's entry and compare the last byte's page.
+pub(crate) const REACH_PAGES: usize = 8;
 /// Entries of a view of its second level, a power of two: 256 MiB in one piece fit.
 pub(crate) const SECOND_ENTRIES: usize = 1 << 16;
 /// Views of the software TLB: supervisor with user pages, supervisor without, user.
@@ -411,9 +414,13 @@ impl ContextBox {
         self.bits_of_32 = 31;
         self.host_mxcsr = native::MXCSR_RESET;
         self.tells_use = (std::arch::x86_64::__cpuid_count(0xd, 1).eax >> 2) & 1;
-        // A tag of 0 in entry `i` matches only addresses of page 0, which has entry 0.
+        // A tag of 0 matches addresses of page 0. Accesses that begin there ask entry 0, and those
+        // that come there from the end of the address space one of the last.
+        let last = TLB_ENTRIES - REACH_PAGES..TLB_ENTRIES;
         for table in self.tlb.iter_mut().flatten() {
-            table[0] = TlbEntry::empty(0);
+            for index in last.clone().chain([0]) {
+                table[index] = TlbEntry::empty(index);
+            }
         }
         self.generations = [1; 2];
         self.write_generation = 1;
@@ -438,8 +445,8 @@ impl ContextBox {
 }
 
 impl TlbEntry {
-    /// Matches nothing that has entry `index`: neither its first byte nor its last, which is a few
-    /// pages on at most. What matches is half the table away.
+    /// Matches nothing that has entry `index`: neither its first byte nor its last, which is
+    /// [`REACH_PAGES`] on at most. What matches is half the table away.
     pub(crate) const fn empty(index: usize) -> Self {
         let page = (index as u64 ^ (TLB_ENTRIES as u64 / 2)) << 12;
         Self {

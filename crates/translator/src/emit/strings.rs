@@ -2,8 +2,12 @@
 
 use super::{Cold, Emitter};
 use crate::asm::{Mem, RCX, Reg};
-use crate::context::{field, tlb_fields};
+use crate::context::{REACH_PAGES, field, tlb_fields};
 use crate::plan::{Insn, Strings};
+
+/// Elements of a count that inline code serves are fewer, and of 8 bytes at most.
+const COUNT_END: usize = 4096;
+const _: () = assert!(COUNT_END * 8 <= REACH_PAGES * 4096, "the reach of a check");
 
 const RAX: Reg = 0;
 const RSI: Reg = 6;
@@ -30,7 +34,7 @@ impl Emitter<'_> {
         self.asm.store_field(field!(saved_other), acc);
         self.asm.store_field(field!(saved_rcx), RCX);
         // `acc` becomes 0 if all is well: the count is less than a page has bytes, so that the
-        // last byte's address does not wrap, and the last byte is in the first one's page.
+        // last byte is no more than `REACH_PAGES` on, and it is in the first one's page.
         self.tlb_index(t1, RDI);
         self.asm.load_gs(acc, Mem::scaled(t1, 3, write));
         self.asm.lea(t0, last(RDI));

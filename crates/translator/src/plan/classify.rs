@@ -400,11 +400,7 @@ fn data_class(
     if mode.is_windowed() && is_plain_string(instruction) {
         return Class::PlainString;
     }
-    // User code's are the interpreter's: under its attacks on addresses, an inline one has once in
-    // a while reported a host address, and nobody knows yet why.
-    if !mode.contains(Mode::USER)
-        && let Some(strings) = strings(instruction, mode)
-    {
+    if let Some(strings) = strings(instruction, mode) {
         return Class::Strings(strings);
     }
     if instruction.is_privileged() || instruction.is_string_instruction() {

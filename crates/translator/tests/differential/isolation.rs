@@ -355,6 +355,61 @@ fn attack(tested: Create, mode: Mode, seeds: u64) {
     );
 }
 
+/// Strings that go on at address 0 behind the end of the address space, in machines that have not
+/// accessed anything else there.
+fn strings_over_the_end(tested: Create, mode: Mode) {
+    use Register as R;
+    for (seed, (before, count)) in [(8, 2), (0x7f8, 0x1ff), (0x1000, 0xfff)]
+        .into_iter()
+        .enumerate()
+    {
+        let mut trial = trial(mode, seed as u64);
+        let own = if mode.is_user() { USER } else { 0 };
+        let windows = &mut trial.scene.windows;
+        let [first, .., last] = &mut windows[..] else {
+            unreachable!("there are more");
+        };
+        assert_eq!(
+            (first.linear, last.linear),
+            (0, 0u64.wrapping_sub(3 * PAGE))
+        );
+        // The end may be written, the beginning may not.
+        last.pages[2].flags = PRESENT | WRITABLE | own;
+        first.pages[0].flags = PRESENT | own;
+        let good = windows[1].linear + PAGE;
+        let mut attack = Attack {
+            program: Program::new(mode.bits()),
+            mode,
+            stack: trial.scene.stack_top(),
+        };
+        for code in [0xa5, 0xab] {
+            attack.set(R::RCX, count);
+            attack.set(R::RSI, good);
+            attack.code(true, &[0x8b, 0x06]); // mov rax, [rsi]
+            attack.set(R::RDI, 0u64.wrapping_sub(before));
+            attack.code(true, &[0xf3, code]); // rep movsq, rep stosq
+        }
+        attack.program.bytes(&[0xcd, END_VECTOR]);
+        trial.generated = Generated {
+            program: attack.program,
+            offset: 0,
+        };
+        if let Err(report) = Pair::new(tested, interpreter).check(&trial) {
+            panic!("{report}");
+        }
+    }
+}
+
+#[test]
+fn strings_of_kernel_code_over_the_end() {
+    strings_over_the_end(translator, Mode::Kernel64);
+}
+
+#[test]
+fn strings_of_user_code_over_the_end() {
+    strings_over_the_end(translator, Mode::User64);
+}
+
 #[test]
 fn kernel_code() {
     attack(translator, Mode::Kernel64, 120);
