@@ -3,6 +3,7 @@
 use crate::status;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 /// Runs operating systems in virtual machines, with or without hardware virtualization.
@@ -166,6 +167,18 @@ pub(crate) struct RunArgs {
     /// Name translated guest code to the host's perf, in /tmp/perf-PID.map
     #[arg(long)]
     pub(crate) perf_map: bool,
+
+    /// Let the interpreter repeat every block of translated code, and end the machine with a report
+    /// at the first that does something else. With N, only a block's first executions and one in N
+    /// of the others. For one vCPU, without windows; ten to a hundred times slower
+    #[arg(
+        long,
+        value_name = "N",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "1"
+    )]
+    pub(crate) check_translation: Option<NonZeroU32>,
 }
 
 /// Where the serial console is.

@@ -127,6 +127,7 @@ fn shape(args: &RunArgs) -> Result<config::Machine> {
             Windows::Never => config::Windows::Never,
         },
         perf_map: args.perf_map,
+        check_translation: args.check_translation,
         cpus: args.cpus,
         memory: args.memory,
         entry: match args.entry {

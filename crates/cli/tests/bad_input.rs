@@ -217,7 +217,7 @@ fn impossible_shapes_are_refused() {
 #[test]
 fn unknown_words_and_options_are_refused() {
     let directory = directory();
-    let cases: [&[&str]; 15] = [
+    let cases: [&[&str]; 20] = [
         &[],
         &["nosuchguest"],
         &[""],
@@ -230,6 +230,15 @@ fn unknown_words_and_options_are_refused() {
         &["--kernel", "kernel", "--engine", "kvm"],
         &["--kernel=kernel", "--engine=interpreter", "--code-cache=8M"],
         &["--kernel=kernel", "--engine=interpreter", "--perf-map"],
+        &[
+            "--kernel=kernel",
+            "--engine=interpreter",
+            "--check-translation",
+        ],
+        &["--kernel=kernel", "--cpus=2", "--check-translation"],
+        &["--kernel=kernel", "--windows=always", "--check-translation"],
+        &["--kernel=kernel", "--check-translation=0"],
+        &["--kernel=kernel", "--check-translation=often"],
         &["--kernel", "kernel", "--console", "socket="],
         &["--kernel", "kernel", "--entry", "16"],
         &["--kernel", "kernel", "--timeout", "soon"],

@@ -183,9 +183,12 @@ fn a_machine_ends_with_the_reader_of_its_output() {
     assert_eq!(child.wait().unwrap().code(), Some(128 + 13));
 }
 
-/// The last table of `text`: counters of the vCPUs by name.
+/// The last table of `text`: counters of the vCPUs by name, each with its rate.
 fn statistics(text: &str) -> Vec<(&str, Vec<u64>)> {
-    let number = |word: &str| word.parse().ok();
+    let number = |word: &str| {
+        let number: f64 = word.trim_end_matches('%').parse().ok()?;
+        Some(number as u64)
+    };
     text.lines()
         .filter_map(|line| {
             let (name, numbers) = line.split_at(line.find("  ")?);
@@ -201,11 +204,13 @@ fn the_statistics_are_shown_at_the_end(engine: EngineKind) {
     let text = stderr(&output);
     let head = text.lines().next().unwrap_or_default();
     let words: Vec<_> = head.split_whitespace().collect();
-    assert_eq!(words, [engine.name(), "vCPU", "0", "vCPU", "1"], "{text}");
+    let vcpus = ["vCPU", "0", "per", "s", "vCPU", "1", "per", "s"];
+    assert_eq!(words[0], engine.name(), "{text}");
+    assert_eq!(words[1..], vcpus, "{text}");
     let counters = statistics(&text);
     assert_eq!(counters.len() + 1, text.lines().count(), "{text}");
     assert!(
-        counters.iter().all(|(_, numbers)| numbers.len() == 2),
+        counters.iter().all(|(_, numbers)| numbers.len() == 4),
         "{text}"
     );
     let busy = |numbers: &[u64]| numbers.iter().all(|number| *number > 0);

@@ -4,6 +4,8 @@
 //! these in, and `machine` builds from them.
 #![forbid(unsafe_code)]
 
+use std::num::NonZeroU32;
+
 /// The least memory, in bytes.
 pub const MEMORY_MIN: u64 = 64 << 20;
 /// The most memory, in bytes.
@@ -30,8 +32,22 @@ pub enum Error {
     #[error("a code cache of {0} bytes can't be: give 1M to 1024M times the number of CPUs ({1})")]
     CodeCache(u64, u32),
     /// Something that only the translator has, with the interpreter.
-    #[error("the interpreter translates nothing: a code cache or a perf map is the translator's")]
+    #[error(
+        "the interpreter translates nothing: a code cache, a perf map or a check of translations \
+         is the translator's"
+    )]
     NothingTranslated,
+    /// Translations are checked in a machine with more than one vCPU.
+    #[error(
+        "translations can be checked with one CPU only, not {0}: what others do can't be repeated"
+    )]
+    CheckedCpus(u32),
+    /// Translations are checked, and all user code is to run in windows.
+    #[error(
+        "translations are checked outside of windows only: leave out --windows always or \
+         --check-translation"
+    )]
+    CheckedWindows,
 }
 
 /// Which CPU engine runs the guest.
@@ -95,6 +111,10 @@ pub struct Machine {
     pub windows: Windows,
     /// Whether the host's `perf` is told where translated code is.
     pub perf_map: bool,
+    /// Whether the interpreter repeats what translated code does, and the machine ends where they
+    /// differ: all first executions of a block, and one in this many of the others. With one vCPU,
+    /// and without windows.
+    pub check_translation: Option<NonZeroU32>,
     /// Number of vCPUs, 1 to [`CPUS_MAX`].
     pub cpus: u32,
     /// Bytes of RAM, [`MEMORY_MIN`] to [`MEMORY_MAX`].
@@ -113,6 +133,7 @@ impl Default for Machine {
             code_cache: None,
             windows: Windows::Auto,
             perf_map: false,
+            check_translation: None,
             cpus: 1,
             memory: 1 << 30,
             entry: KernelEntry::Auto,
@@ -134,10 +155,18 @@ impl Machine {
         if !(1..=CPUS_MAX).contains(&self.cpus) {
             return Err(Error::Cpus(self.cpus));
         }
-        let for_translator =
-            self.code_cache.is_some() || self.perf_map || self.windows != Windows::Auto;
+        let for_translator = self.code_cache.is_some()
+            || self.perf_map
+            || self.check_translation.is_some()
+            || self.windows != Windows::Auto;
         if self.engine == EngineKind::Interpreter && for_translator {
             return Err(Error::NothingTranslated);
+        }
+        if self.check_translation.is_some() && self.cpus != 1 {
+            return Err(Error::CheckedCpus(self.cpus));
+        }
+        if self.check_translation.is_some() && self.windows == Windows::Always {
+            return Err(Error::CheckedWindows);
         }
         let cpus = u64::from(self.cpus);
         match self.code_cache {
@@ -232,10 +261,32 @@ mod tests {
             },
             Machine {
                 perf_map: true,
+                ..interpreter.clone()
+            },
+            Machine {
+                check_translation: Some(NonZeroU32::MIN),
                 ..interpreter
             },
         ] {
             assert_eq!(wrong.validate(), Err(Error::NothingTranslated));
         }
+    }
+
+    #[test]
+    fn translations_are_checked_with_one_cpu_and_no_windows() {
+        let with = |cpus, windows| Machine {
+            cpus,
+            windows,
+            check_translation: Some(NonZeroU32::MIN),
+            ..Machine::default()
+        };
+        assert_eq!(with(1, Windows::Auto).validate(), Ok(()));
+        assert_eq!(with(1, Windows::Never).validate(), Ok(()));
+        assert_eq!(
+            with(2, Windows::Auto).validate(),
+            Err(Error::CheckedCpus(2))
+        );
+        let refused = Err(Error::CheckedWindows);
+        assert_eq!(with(1, Windows::Always).validate(), refused);
     }
 }

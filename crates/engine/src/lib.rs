@@ -22,6 +22,9 @@ use std::sync::Arc;
 use x86::VcpuState;
 use x86::cpuid::Table;
 
+/// In [`Vcpu::statistics`]: the time spent in [`Vcpu::run`], halts included.
+pub const RUNNING_TIME: &str = "time running (us)";
+
 /// What an engine is made from.
 #[derive(Clone)]
 pub struct Setup {
@@ -80,7 +83,8 @@ pub trait Vcpu: Send {
     /// setting bits in them; `None` where nothing is mapped.
     fn translate(&self, linear: u64) -> Option<u64>;
 
-    /// Counters of the engine's own, by name, for people.
+    /// Counters of the engine's own, by name, for people. Those whose names end in "(us)" are times
+    /// in microseconds, among them [`RUNNING_TIME`].
     fn statistics(&self) -> Vec<(&'static str, u64)>;
 }
 

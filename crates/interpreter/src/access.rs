@@ -432,7 +432,11 @@ impl Cpu {
             self.check_alignment(linear, size)?;
             self.note_access(linear, size as u64, intent == Intent::Write);
         }
-        self.locate_linear(linear, size, intent, self.privilege())
+        let place = self.locate_linear(linear, size, intent, self.privilege())?;
+        if self.trial.is_some() {
+            return self.try_access(place, size, intent);
+        }
+        Ok(place)
     }
 
     /// Whether `linear` is canonical under the current paging.
@@ -507,8 +511,10 @@ impl Cpu {
         };
         let writable =
             writable && mapping.writable && self.shared.claim_write(self.index, page >> PAGE_SHIFT);
-        let view = self.view_of(by);
-        self.tlb.fill(view, linear, page, writable, mapping.global);
+        if self.trial.is_none() {
+            let view = self.view_of(by);
+            self.tlb.fill(view, linear, page, writable, mapping.global);
+        }
         Ok((Part::Ram(page + within), writable))
     }
 

@@ -128,6 +128,10 @@ pub(crate) struct Cpu {
     /// Instruction trace and other events.
     pub(crate) trace: engine::Kinds,
     pub(crate) counters: crate::vcpu::Counters,
+    /// When [`engine::Vcpu::run`] was called, while it runs.
+    pub(crate) began: Option<std::time::Instant>,
+    /// Instructions are only tried.
+    pub(crate) trial: Option<Box<crate::trial::Trial>>,
 }
 
 impl Cpu {
@@ -248,12 +252,12 @@ impl Cpu {
         self.update_derived();
     }
 
-    /// Chooses the TLB view by CPL, AC, CR0, CR4 and breakpoints on data. To be called after any
-    /// of them changed.
+    /// Chooses the TLB view by CPL, AC, CR0, CR4, breakpoints on data and trials. To be called
+    /// after any of them changed.
     pub(crate) fn update_view(&mut self) {
         let flags = self.flags.system();
         let align = self.cpl == 3 && self.cr0.contains(Cr0::AM) && flags.contains(Rflags::AC);
-        self.view = if align || self.watches_data() {
+        self.view = if align || self.watches_data() || self.trial.is_some() {
             View::Checked
         } else if self.cpl == 3 {
             View::User

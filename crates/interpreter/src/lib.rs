@@ -12,7 +12,8 @@
 //! 5. A fault is recorded in the `cpu::Cpu`, and delivered by `events`.
 //!
 //! An engine that runs code of its own may borrow all of this (`borrow`): events, rare
-//! instructions, page tables, and the truth about code.
+//! instructions, page tables, and the truth about code. One that is held against this one has
+//! instructions tried here (`trial`).
 //!
 //! Integer instructions are Rust. Data instructions on x87, MMX and vector registers are executed
 //! by the host CPU through the crate `native`, which is exact by construction. There is no unsafe
@@ -48,6 +49,7 @@ mod structures;
 #[cfg(test)]
 mod testing;
 mod tlb;
+mod trial;
 mod vcpu;
 
 pub use borrow::{CodePage, Crossings, DataPage};
@@ -56,4 +58,5 @@ pub use journal::Changes;
 pub use mailbox::{Doorbell, Remote};
 pub use mode::Mode;
 pub use tlb::View;
+pub use trial::{Effects, Snapshot, Tried};
 pub use vcpu::{InterpreterVcpu, Next};

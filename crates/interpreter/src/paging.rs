@@ -131,7 +131,9 @@ impl Cpu {
             let cause = match found {
                 Ok(leaf) if self.permits(leaf.rights, intent, by) => {
                     if let Some(mapping) = self.use_leaf(&leaf, linear, intent, by) {
-                        self.tlb.structures.keep(linear, &passed);
+                        if self.trial.is_none() {
+                            self.tlb.structures.keep(linear, &passed);
+                        }
                         return Ok(mapping);
                     }
                     continue;
@@ -371,6 +373,9 @@ impl Cpu {
             self.ram.compare_exchange(offset, old as u32, new as u32) == old as u32
         };
         self.memory.watch().written(offset >> memory::PAGE_SHIFT);
+        if let Some(trial) = &self.trial {
+            trial.marked(offset);
+        }
         was_same
     }
 
@@ -459,7 +464,9 @@ impl Cpu {
             || self.cr4.contains(Cr4::PAE) && self.efer.contains(Efer::NXE);
         code.set(FaultCode::FETCH, intent == Intent::Fetch && fetches);
         // The old translation may be cached: a fault invalidates it (SDM vol. 3, 5.10.4.1).
-        self.tlb.forget(linear);
+        if self.trial.is_none() {
+            self.tlb.forget(linear);
+        }
         self.raise(Exception {
             vector: Vector::PageFault,
             error_code: code.bits(),

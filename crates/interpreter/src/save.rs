@@ -95,6 +95,8 @@ impl Cpu {
             debug: crate::debug::Request::default(),
             trace: setup.tracer.as_ref().map_or_else(Default::default, |t| t.1),
             counters: Counters::default(),
+            began: None,
+            trial: None,
         };
         cpu.load_registers(&state);
         cpu.set_signature();

@@ -6,7 +6,7 @@ use crate::events::{Event, TripleFault};
 use crate::mailbox::{CODE_WRITTEN, FORGET_WRITES, INTERRUPT, KICK};
 use engine::{DebugRequest, Exit, Platform, Stop};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use x86::{Activity, Rflags, VcpuState, Vector};
 
 /// Blocks between two looks at the clock: a few microseconds.
@@ -20,6 +20,9 @@ pub(crate) struct Counters {
     pub(crate) exceptions: u64,
     pub(crate) interrupts: u64,
     pub(crate) halts: u64,
+    /// Time in [`engine::Vcpu::run`], and how much of it in halts.
+    pub(crate) running: Duration,
+    pub(crate) halted: Duration,
 }
 
 /// One vCPU of the interpreter.
@@ -68,7 +71,8 @@ impl engine::Vcpu for InterpreterVcpu {
 
     fn statistics(&self) -> Vec<(&'static str, u64)> {
         let counters = &self.cpu.counters;
-        vec![
+        let mut all = self.times().to_vec();
+        all.extend([
             ("instructions", counters.instructions),
             ("blocks", counters.blocks),
             ("decoded instructions", self.cache.decoded),
@@ -79,7 +83,8 @@ impl engine::Vcpu for InterpreterVcpu {
             ("exceptions", counters.exceptions),
             ("interrupts", counters.interrupts),
             ("halts", counters.halts),
-        ]
+        ]);
+        all
     }
 }
 
@@ -114,12 +119,29 @@ impl InterpreterVcpu {
             self.cpu.write_clock_page();
         }
         self.cpu.attend();
+        self.cpu.began = Some(Instant::now());
         stands
     }
 
     /// Last part of [`engine::Vcpu::run`].
     pub fn end(&mut self) {
         self.cpu.platform = None;
+        if let Some(began) = self.cpu.began.take() {
+            self.cpu.counters.running += began.elapsed();
+        }
+    }
+
+    /// How long this vCPU has run, and for how much of that it was halted, for
+    /// [`engine::Vcpu::statistics`].
+    pub fn times(&self) -> [(&'static str, u64); 2] {
+        let Counters {
+            running, halted, ..
+        } = self.cpu.counters;
+        let micros = |time: Duration| time.as_micros() as u64;
+        [
+            (engine::RUNNING_TIME, micros(running)),
+            ("time in halts (us)", micros(halted)),
+        ]
     }
 
     /// Whether [`InterpreterVcpu::attend`] is to be called before guest code goes on.
@@ -192,7 +214,7 @@ impl InterpreterVcpu {
     /// Executes the block of this `extent` at RIP. On `Err`, RIP is that of the instruction that
     /// raised.
     #[inline(always)]
-    fn execute(&mut self, extent: Extent) -> Result<(), Raised> {
+    pub(crate) fn execute(&mut self, extent: Extent) -> Result<(), Raised> {
         match self.cached_block(extent) {
             Some(block) => self.execute_block(&block),
             None => self.decode_and_execute(extent),
@@ -350,7 +372,9 @@ impl InterpreterVcpu {
             .map(|deadline| Duration::from_nanos(deadline.saturating_sub(now).max(1)));
         cpu.counters.halts += 1;
         cpu.mailbox.set_running(false);
+        let asleep = Instant::now();
         cpu.mailbox.sleep(wait);
+        cpu.counters.halted += asleep.elapsed();
         cpu.stand_up();
     }
 

@@ -103,6 +103,7 @@ fn create_one(kind: EngineKind, config: &config::Machine, setup: &Setup) -> Resu
                     config::Windows::Never => translator::When::Never,
                 },
                 perf_map: config.perf_map,
+                lockstep: config.check_translation,
             };
             let (engine, vcpus) = Translator::create(setup, &options)?;
             Ok((engine, vcpus))

@@ -1,9 +1,9 @@
 //! What translated code asks Rust code for, without being left: most of it goes on at once.
 
 use crate::gate::Reason;
-use crate::lookup::Page;
 use crate::store::PAGE;
 use crate::vcpu::{Missed, Taken, TranslatorVcpu};
+use std::sync::atomic::Ordering;
 use x86::paging::is_canonical;
 
 /// The Rust part of [`crate::gate::assist`]: the host address at which translated code goes on, or
@@ -15,7 +15,12 @@ pub(crate) extern "C" fn assist(vcpu: *mut TranslatorVcpu) -> u64 {
     // SAFETY: `TranslatorVcpu::enter` made the pointer for the gate that calls this, and does not
     // use the vCPU until translated code is left.
     let vcpu = unsafe { &mut *vcpu };
-    match vcpu.assist() {
+    let goes_on = if vcpu.lockstep.is_none() {
+        vcpu.assist()
+    } else {
+        vcpu.assist_in_lockstep()
+    };
+    match goes_on {
         Some(host) => {
             vcpu.store.memory.publish();
             host
@@ -44,13 +49,16 @@ impl TranslatorVcpu {
 
     /// An exit that is not linked was taken, or one whose poll saw attention.
     fn follow_exit(&mut self) -> Option<u64> {
-        self.counters.links += 1;
         let argument = self.context.argument;
         let number = argument as u8;
         let Some((from, exit)) = self.store.exit(argument >> 8, number) else {
             unreachable!("the block that ran is there");
         };
         let rip = self.address(from.key.linear, from.key.mode, exit.target);
+        match exit.linked {
+            true => self.counters.polls += 1,
+            false => self.counters.links += 1,
+        }
         self.counters.singles += u64::from(exit.single);
         self.taken = Some(Taken {
             from: argument >> 8,
@@ -64,7 +72,10 @@ impl TranslatorVcpu {
 
     /// The jump cache does not have [`crate::context::Context::pc`], or somebody rings.
     fn follow_jump(&mut self) -> Option<u64> {
-        self.counters.indirect += 1;
+        match self.context.attention.load(Ordering::Relaxed) {
+            0 => self.counters.indirect += 1,
+            _ => self.counters.rung += 1,
+        }
         let rip = self.context.pc;
         if !is_canonical(rip, 48)
             && let Some((block, site)) = self.site()
@@ -157,7 +168,7 @@ impl TranslatorVcpu {
 
     /// An access missed the TLB: where translated code goes on, unless the interpreter has to make
     /// the access.
-    fn refill(&mut self) -> Option<u64> {
+    pub(crate) fn refill(&mut self) -> Option<u64> {
         self.core.set_access_flag(self.context.access_flag != 0);
         let linear = self.context.linear;
         let Some((block, site)) = self.site() else {
@@ -171,12 +182,7 @@ impl TranslatorVcpu {
             return None;
         }
         if fits && let Some(page) = self.core.data_page(linear, site.write) {
-            let page = Page {
-                linear,
-                host: self.ram + page.offset as u64,
-                writable: page.writable,
-            };
-            self.lookup.fill(&mut self.context, view, page, site.write);
+            self.permit(view, linear, site.write, &page);
             return Some(self.store.memory.address(site.retry as usize) as u64);
         }
         // What stands behind a shared check must not run without it.

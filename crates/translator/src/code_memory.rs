@@ -184,6 +184,21 @@ impl CodeMemory {
         unsafe { std::slice::from_raw_parts(self.writable.as_ptr().add(offset), len) }
     }
 
+    /// Reads what was written at `offset`.
+    ///
+    /// # Panics
+    /// If there is less.
+    pub(crate) fn read(&self, offset: usize, to: &mut [u8]) {
+        let fits = offset <= self.capacity && to.len() <= self.capacity - offset;
+        assert!(fits, "what is read is in the code memory");
+        // SAFETY: in bounds, checked above. Only `self` writes there, and `to` is no part of the
+        // mapping, since no reference into it is ever made.
+        unsafe {
+            let from = self.writable.as_ptr().add(offset);
+            ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len());
+        }
+    }
+
     /// Replaces the four bytes at `offset`, the displacement of a jump say, by one store. To be
     /// executed after [`Self::publish`].
     ///

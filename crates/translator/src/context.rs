@@ -163,6 +163,8 @@ pub(crate) struct Context {
     /// Selects the bits of an address, or of its hash, that index a jump cache. 0 makes every look-up miss: how
     /// indirect jumps poll.
     pub(crate) jump_mask: AtomicU64,
+    /// Jumps that the second jump cache had.
+    pub(crate) second_hits: u64,
     /// Addresses of the gates, see [`crate::gate`].
     pub(crate) assist_gate: u64,
     pub(crate) vectors_gate: u64,

@@ -41,7 +41,9 @@ impl TranslatorVcpu {
     /// or the host's counter starts anew: to be called when a vCPU begins to run, and time and
     /// again.
     pub(crate) fn take_scale(&mut self) {
-        let numbers = Numbers::new(self.core.tsc_scale());
+        // In lock-step, every reader sees the same counter: it is left to the interpreter.
+        let scale = self.core.tsc_scale().filter(|_| self.lockstep.is_none());
+        let numbers = Numbers::new(scale);
         self.context.tsc_floor = numbers.floor;
         self.context.tsc_mult = numbers.mult;
         self.context.machine_offset = numbers.offset;

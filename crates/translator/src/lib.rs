@@ -9,6 +9,7 @@ mod counter;
 mod crossing;
 mod emit;
 mod gate;
+mod lockstep;
 mod lookup;
 mod mode;
 mod perf_map;

@@ -261,6 +261,20 @@ impl Lookup {
         });
     }
 
+    /// Forgets the permission to write to the page around `linear`, in both levels.
+    pub(crate) fn forget_write(&mut self, context: &mut Context, view: usize, linear: u64) {
+        let (page, index) = (linear & !0xfff, index(linear));
+        let entry = &mut context.tlb[view][1][index];
+        if entry.page() == page {
+            *entry = TlbEntry::empty(index);
+        }
+        let second = &mut context.second[view][refill::index(linear)];
+        if second.tag & !0xfff == page {
+            // No generation is 0.
+            second.bias &= !0xfff;
+        }
+    }
+
     /// Forgets every permission to write.
     pub(crate) fn forget_writes(&mut self, context: &mut Context) {
         for view in 0..TLB_VIEWS {
@@ -433,6 +447,24 @@ mod tests {
                 let first = second * usize::from(is_in_first(linear));
                 assert_eq!(views(&context, linear, false), [first, second]);
                 assert_eq!(views(&context, linear, true), [first, second]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_permission_to_write_is_forgotten_in_both_levels() {
+        for forgotten in PAGES {
+            let (mut lookup, mut context) = filled();
+            lookup.forget_write(&mut context, 1, forgotten | 0xabc);
+            for linear in PAGES {
+                let first = TLB_VIEWS * usize::from(is_in_first(linear));
+                assert_eq!(views(&context, linear, false), [first, TLB_VIEWS]);
+                let less = usize::from(linear == forgotten);
+                let in_first = less * usize::from(is_in_first(linear));
+                assert_eq!(
+                    views(&context, linear, true),
+                    [first - in_first, TLB_VIEWS - less],
+                );
             }
         }
     }

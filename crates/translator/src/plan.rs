@@ -42,8 +42,9 @@ pub(crate) struct Insn {
     pub(crate) uses: u16,
     /// General-purpose registers that it writes.
     pub(crate) writes: u16,
-    /// Whether an arithmetic flag is live before it.
+    /// Whether an arithmetic flag is live before it, and which ones are, as iced-x86 names them.
     pub(crate) flags_live: bool,
+    pub(crate) live: u32,
     /// Whether it may work on x87, MMX or vector registers.
     pub(crate) vectors: bool,
     /// The shared check that serves its memory access.
@@ -60,6 +61,7 @@ impl Insn {
             uses: 0,
             writes: 0,
             flags_live: true,
+            live: STATUS,
             vectors: true,
             shared: None,
         }
@@ -201,6 +203,7 @@ impl Plan {
             if !insn.class.is_native() && !matches!(insn.class, Class::Jump(_)) {
                 live = STATUS;
                 insn.flags_live = true;
+                insn.live = live;
                 continue;
             }
             if let Some(target) = insn.class.side_exit() {
@@ -210,6 +213,7 @@ impl Plan {
             }
             live = live & !killed(&insn.instruction) | insn.instruction.rflags_read() & STATUS;
             insn.flags_live = live != 0;
+            insn.live = live;
         }
         self.flags_live = live != 0;
     }
@@ -237,7 +241,7 @@ pub(crate) fn straddles(code: &[u8], mode: Mode) -> bool {
 
 /// The arithmetic flags that are live at `target`, relative to the page, as far as a short look
 /// tells. Only code of this very page may be looked at: another page can be another one next time.
-fn live_at(page: &[u8], target: i64, mode: Mode) -> u32 {
+pub(crate) fn live_at(page: &[u8], target: i64, mode: Mode) -> u32 {
     const FAR_ENOUGH: usize = 6;
     let Some(code) = usize::try_from(target).ok().and_then(|t| page.get(t..)) else {
         return STATUS;

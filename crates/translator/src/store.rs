@@ -10,12 +10,14 @@ use crate::context::{Context, JUMP_CACHES, field, jump_fields, spill_slot};
 use crate::crossing;
 use crate::emit::{Emitted, Emitter, Gates, Tails};
 use crate::gate::{self, Reason};
+use crate::lockstep::Recipe;
 use crate::lookup::{Lookup, SECOND_ROTATION};
 use crate::mode::Mode;
 use crate::perf_map::PerfMap;
 use crate::plan::{Classifier, Insn, Plan};
 use crate::refill::{self, Refills};
 use iced_x86::Encoder;
+use std::collections::HashMap;
 use std::io;
 
 /// Bytes of guest code in a page.
@@ -55,6 +57,9 @@ pub(crate) struct Store {
     tails: Tails,
     record: Vec<u8>,
     perf_map: Option<PerfMap>,
+    /// In lock-step: what a check has to know of blocks, by their entry; also of those that were
+    /// dropped.
+    pub(crate) recipes: Option<HashMap<u32, Recipe>>,
     /// Changes when the cache is emptied, and with it the meaning of blocks' numbers.
     pub(crate) generation: u64,
     pub(crate) counters: Counters,
@@ -175,6 +180,7 @@ impl Store {
             record: Vec::new(),
             generation: 0,
             perf_map: perf_map.then(PerfMap::create).transpose()?,
+            recipes: None,
             counters: Counters::default(),
         })
     }
@@ -261,6 +267,10 @@ impl Store {
                 format_args!("guest {linear:#x}"),
             );
         }
+        if let Some(recipes) = &mut self.recipes {
+            let recipe = Recipe::new(&plan, &emitted.exits, &page[..PAGE]);
+            recipes.insert(start as u32, recipe);
+        }
         let block = Block {
             key,
             second,
@@ -296,6 +306,21 @@ impl Store {
     pub(crate) fn entry(&self, id: BlockId) -> Option<u64> {
         let entry = self.block(id)?.entry;
         Some(self.memory.address(entry as usize) as u64)
+    }
+
+    /// In lock-step: what a check has to know of the block at `entry`.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub(crate) fn recipe(&self, entry: u32) -> &Recipe {
+        let recipes = self.recipes.as_ref().expect("this is lock-step");
+        &recipes[&entry]
+    }
+
+    /// As [`Store::recipe`].
+    pub(crate) fn recipe_mut(&mut self, entry: u32) -> &mut Recipe {
+        let recipes = self.recipes.as_mut().expect("this is lock-step");
+        recipes.get_mut(&entry).expect("every block has one")
     }
 
     /// The block whose code is at `position` of the cache.
@@ -426,6 +451,9 @@ impl Store {
         self.generation += 1;
         self.blocks.clear();
         self.tails.clear();
+        if let Some(recipes) = &mut self.recipes {
+            recipes.clear();
+        }
         self.used = self.first;
         self.records = self.memory.capacity();
         lookup.forget_jumps(context);
@@ -462,6 +490,11 @@ fn ask_cache(asm: &mut Asm, table: usize, rotation: Option<u8>, unknown: usize) 
     restore(asm);
     asm.jmp(unknown);
     asm.land(hit);
+    if rotation.is_some() {
+        asm.load_field(RCX, field!(second_hits));
+        asm.lea(RCX, Mem::base(RCX, 1));
+        asm.store_field(field!(second_hits), RCX);
+    }
     asm.load_gs(RCX, Mem::scaled(RAX, 3, hosts));
     asm.store_field(field!(jump), RCX);
     restore(asm);

@@ -6,6 +6,7 @@ use crate::window::When;
 use engine::{Engine, Setup, Vcpu};
 use interpreter::Interpreter;
 use std::io;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 /// What a user may choose.
@@ -17,6 +18,9 @@ pub struct Options {
     pub windows: When,
     /// Whether the host's `perf` is told where translated code is, in `/tmp/perf-PID.map`.
     pub perf_map: bool,
+    /// Hold every block against the interpreter, and end with [`engine::Exit::Failed`] at the first
+    /// that differs: its first executions, and one in this many of the others. For one vCPU.
+    pub lockstep: Option<NonZeroU32>,
 }
 
 impl Options {
@@ -37,6 +41,7 @@ impl Default for Options {
             code_cache: 64 << 20,
             windows: When::Auto,
             perf_map: false,
+            lockstep: None,
         }
     }
 }

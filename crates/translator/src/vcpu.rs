@@ -5,6 +5,7 @@
 use crate::block::{Block, BlockId, Key, NO_SITE, Second, Site};
 use crate::context::{Bell, ContextBox};
 use crate::gate::{self, Reason};
+use crate::lockstep::Lockstep;
 use crate::lookup::{Lookup, Page};
 use crate::mode::Mode;
 use crate::plan::{self, INSTRUCTION_BYTES};
@@ -15,30 +16,42 @@ use crate::translator::Options;
 use crate::vectors;
 use crate::window::Windows;
 use engine::{DebugRequest, Exit, Platform, Vcpu};
-use interpreter::{Changes, Doorbell, InterpreterVcpu, Next, Remote};
+use interpreter::{Changes, DataPage, Doorbell, InterpreterVcpu, Next, Remote};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use x86::{Rflags, SegmentRegister, VcpuState};
 
 /// What a vCPU counts.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Counters {
     pub(crate) entries: u64,
+    /// Exits that were not linked, and those that were but saw that somebody rang.
     pub(crate) links: u64,
+    pub(crate) polls: u64,
+    /// Jumps that the jump caches did not have, and those that looked up nothing because somebody
+    /// rang.
     pub(crate) indirect: u64,
+    pub(crate) rung: u64,
     pub(crate) callouts: u64,
     pub(crate) accesses: u64,
     pub(crate) faults: u64,
     pub(crate) attended: u64,
     pub(crate) interpreted: u64,
     pub(crate) singles: u64,
+    /// Blocks that were dropped because their code was written, and because it is elsewhere now.
+    pub(crate) rewritten: u64,
+    pub(crate) displaced: u64,
+    /// Flushes of the code cache because it was full.
+    pub(crate) full: u64,
     pub(crate) forgot_all: u64,
     pub(crate) forgot_lower: u64,
     pub(crate) forgot_locals: u64,
     pub(crate) forgot_writes: u64,
     pub(crate) checked_pages: u64,
+    /// Time spent in translation.
+    pub(crate) translating: Duration,
 }
 
 /// Where the guest's vector registers are while Rust code runs.
@@ -52,13 +65,24 @@ pub(crate) enum Vectors {
 
 /// A place in translated code.
 #[derive(Debug, Clone, Copy)]
-struct Entry {
+pub(crate) struct Entry {
     /// Offset in the cache.
     position: u32,
     /// Registers that the code there has spilled.
     scratch: u16,
     /// Whether it takes the vector registers for loaded.
     vectors: bool,
+}
+
+impl Entry {
+    /// The beginning of a block.
+    pub(crate) fn block(position: u32) -> Self {
+        Self {
+            position,
+            scratch: 0,
+            vectors: false,
+        }
+    }
 }
 
 /// An exit that was taken and may be linked to where it goes.
@@ -124,6 +148,8 @@ pub(crate) struct TranslatorVcpu {
     /// A page of code, and what may be needed of the next.
     page: Box<[u8; PAGE + INSTRUCTION_BYTES]>,
     pub(crate) counters: Counters,
+    /// Every block is held against the interpreter.
+    pub(crate) lockstep: Option<Box<Lockstep>>,
 }
 
 impl Vcpu for TranslatorVcpu {
@@ -157,26 +183,37 @@ impl Vcpu for TranslatorVcpu {
 
     fn statistics(&self) -> Vec<(&'static str, u64)> {
         let (own, store) = (&self.counters, &self.store.counters);
-        let mut all = vec![
+        let mut all = self.core.times().to_vec();
+        all.extend([
+            ("time translating (us)", own.translating.as_micros() as u64),
             ("translated blocks", store.translated),
             ("translated instructions", store.translated_insns),
             ("translated bytes", store.translated_bytes),
             ("bytes of blocks' records", store.record_bytes),
             ("blocks in the cache", self.store.blocks.len() as u64),
             ("bytes of the cache in use", self.store.used() as u64),
+            ("bytes of the cache", self.store.memory.capacity() as u64),
+            ("dropped: code was written", own.rewritten),
+            ("dropped: code is elsewhere now", own.displaced),
+            ("cache flushes: it was full", own.full),
+            (
+                "cache flushes: all code may be new",
+                store.flushes - own.full,
+            ),
             ("links", store.linked),
             ("links with an adapter", store.adapters),
-            ("invalidated translations", store.invalidated),
-            ("translation cache flushes", store.flushes),
             ("entries into translated code", own.entries),
-            ("assists: jumps not linked, or a poll", own.links),
+            ("assists: exits not linked", own.links),
+            ("assists: polls", own.polls),
             ("assists: jump cache misses", own.indirect),
+            ("assists: jumps that polled", own.rung),
             ("assists: instructions for the interpreter", own.callouts),
+            ("assists: TLB misses", self.lookup.fills),
             ("assists: accesses for the interpreter", own.accesses),
             ("signals", own.faults),
-            ("assists: shared checks that failed", own.singles),
-            ("fast TLB fills", self.lookup.fills),
-            ("fast TLB refills", self.context.refills),
+            ("shared checks that failed", own.singles),
+            ("second TLB hits", self.context.refills),
+            ("second jump cache hits", self.context.second_hits),
             ("jump cache fills", self.lookup.jump_fills),
             ("looks at requests and timers", own.attended),
             ("flushes of everything", own.forgot_all),
@@ -188,7 +225,7 @@ impl Vcpu for TranslatorVcpu {
                 "interpreted blocks outside translated modes",
                 own.interpreted,
             ),
-        ];
+        ]);
         let windows = &self.windows.counters;
         all.extend([
             ("windows opened", windows.opened),
@@ -200,7 +237,15 @@ impl Vcpu for TranslatorVcpu {
             ("pages mapped in windows", windows.mapped),
             ("pages unmapped from windows", windows.unmapped),
         ]);
-        all.extend(self.core.statistics());
+        if let Some(lockstep) = &self.lockstep {
+            all.extend([
+                ("blocks checked by the interpreter", lockstep.checked),
+                ("instructions in them", lockstep.checked_instructions),
+                ("blocks not checked", lockstep.unchecked),
+            ]);
+        }
+        // The times are there already.
+        all.extend(self.core.statistics().into_iter().skip(2));
         all
     }
 }
@@ -217,7 +262,9 @@ impl TranslatorVcpu {
         bell.silence();
         core.set_doorbell(Arc::new(MailBell(bell.clone())));
         let capacity = options.shares().0;
-        let store = Store::new(capacity, &mut context, options.perf_map)?;
+        let mut store = Store::new(capacity, &mut context, options.perf_map)?;
+        let lockstep = options.lockstep.map(|every| Box::new(Lockstep::new(every)));
+        store.recipes = lockstep.is_some().then(Default::default);
         let ram = core.ram().address() as u64;
         Ok(Self {
             core,
@@ -235,6 +282,7 @@ impl TranslatorVcpu {
             ram,
             page: Box::new([0; PAGE + INSTRUCTION_BYTES]),
             counters: Counters::default(),
+            lockstep,
         })
     }
 
@@ -304,6 +352,12 @@ impl TranslatorVcpu {
                 }
                 continue;
             };
+            if self.lockstep.is_some() {
+                if let Err(exit) = self.run_in_lockstep(block) {
+                    return exit;
+                }
+                continue;
+            }
             if let Err(exit) = self.run_from(block) {
                 return exit;
             }
@@ -315,11 +369,7 @@ impl TranslatorVcpu {
     pub(crate) fn run_from(&mut self, block: BlockId) -> Result<(), Exit> {
         let entry = self.store.block(block).map_or(0, |b| b.entry);
         self.context.pc = self.core.rip();
-        let mut next = Some(Entry {
-            position: entry,
-            scratch: 0,
-            vectors: false,
-        });
+        let mut next = Some(Entry::block(entry));
         while let Some(entry) = next {
             self.enter(&entry);
             next = self.leave()?;
@@ -391,6 +441,7 @@ impl TranslatorVcpu {
         let block = match self.store.find(&key) {
             Some(block) if self.is_whole(block, linear) => block,
             stale => {
+                self.counters.displaced += u64::from(stale.is_some());
                 let context = &mut self.context;
                 self.store
                     .drop_blocks(stale.as_slice(), &mut self.lookup, context);
@@ -403,7 +454,7 @@ impl TranslatorVcpu {
                 block
             }
         };
-        if let Some(taken) = taken {
+        if let Some(taken) = taken.filter(|_| self.lockstep.is_none()) {
             self.link(taken, block, &key);
         }
         if let Some(missed) = missed {
@@ -447,6 +498,7 @@ impl TranslatorVcpu {
         global: bool,
         before: u16,
     ) -> Option<BlockId> {
+        let begun = Instant::now();
         let page = key.offset & !(PAGE - 1);
         self.core.watch_code(page / PAGE);
         let mut second = None;
@@ -458,6 +510,7 @@ impl TranslatorVcpu {
         // Standing up may have changed permissions.
         self.apply_changes();
         if !self.store.has_room() {
+            self.counters.full += 1;
             self.store.clear(&mut self.lookup, &mut self.context);
         }
         self.core.ram().read(page, &mut self.page[..PAGE]);
@@ -473,7 +526,9 @@ impl TranslatorVcpu {
         }
         let code = &self.page[..bytes];
         let store = &mut self.store;
-        Some(store.translate(key, code, linear, global, second, before))
+        let block = store.translate(key, code, linear, global, second, before);
+        self.counters.translating += begun.elapsed();
+        Some(block)
     }
 
     /// Whether the instruction at `key` ends in the next page.
@@ -505,7 +560,7 @@ impl TranslatorVcpu {
     }
 
     /// Runs translated code.
-    fn enter(&mut self, entry: &Entry) {
+    pub(crate) fn enter(&mut self, entry: &Entry) {
         self.vectors_to_area();
         self.give_registers(entry.scratch);
         self.context.vectors_wanted = entry.vectors.into();
@@ -680,20 +735,40 @@ impl TranslatorVcpu {
         let both = [(rdi, true), (rsi, false)];
         for (linear, write) in both.into_iter().take(pages.into()) {
             if let Some(page) = self.core.data_page(linear, false) {
-                let page = Page {
-                    linear,
-                    host: self.ram + page.offset as u64,
-                    writable: page.writable,
-                };
-                let write = write && page.writable;
-                self.lookup
-                    .fill(&mut self.context, mode.view(), page, write);
+                self.permit(mode.view(), linear, write && page.writable, &page);
             }
         }
     }
 
+    /// Lets translated code access the page around `linear`, which is `page`. It is about to
+    /// `write` there, or to read.
+    pub(crate) fn permit(&mut self, view: usize, linear: u64, write: bool, page: &DataPage) {
+        let mut writable = page.writable;
+        if let Some(lockstep) = &mut self.lockstep {
+            // The second level would grant later what nobody asks for now.
+            writable &= write;
+            if writable {
+                lockstep.lets_write(self.core.ram(), page.offset, view, linear);
+            }
+        }
+        let page = Page {
+            linear,
+            host: self.ram + page.offset as u64,
+            writable,
+        };
+        self.lookup.fill(&mut self.context, view, page, write);
+    }
+
     /// An instruction raised a signal: the interpreter raises what it stands for.
     fn fault(&mut self) -> Result<(), Exit> {
+        self.take_fault()?;
+        self.vectors_to_core();
+        self.core.run_instruction()
+    }
+
+    /// An instruction raised a signal: takes the guest's registers as they were before it. Returns
+    /// its offset in the page.
+    pub(crate) fn take_fault(&mut self) -> Result<u16, Exit> {
         self.counters.faults += 1;
         let rip = self.record.rip as usize;
         let found = self.store.memory.offset_of(rip).and_then(|position| {
@@ -718,8 +793,7 @@ impl TranslatorVcpu {
         self.take_registers(scratch);
         self.core
             .set_rip(self.address(key.linear, key.mode, offset.into()));
-        self.vectors_to_core();
-        self.core.run_instruction()
+        Ok(offset)
     }
 
     /// Forgets what the interpreter says is stale.
@@ -762,6 +836,7 @@ impl TranslatorVcpu {
         } else {
             for page in &changes.code {
                 let stale = self.store.blocks.in_page(&self.store.memory, *page);
+                self.counters.rewritten += stale.len() as u64;
                 self.store
                     .drop_blocks(&stale, &mut self.lookup, &mut self.context);
             }
@@ -791,6 +866,7 @@ impl TranslatorVcpu {
         let offset = self.core.code_page(linear).map(|p| p.offset);
         let store = &mut self.store;
         let stale = store.blocks.displaced(&store.memory, linear, offset);
+        self.counters.displaced += stale.len() as u64;
         store.drop_blocks(&stale, &mut self.lookup, &mut self.context);
     }
 

@@ -193,6 +193,7 @@ impl Classifier {
             uses,
             writes,
             flags_live: true,
+            live: super::STATUS,
             vectors: works_on_vectors(&instruction),
             shared: None,
         }

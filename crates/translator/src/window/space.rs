@@ -160,7 +160,8 @@ pub(crate) struct Windows {
 
 impl Windows {
     pub(crate) fn new(options: &Options) -> Self {
-        let when = if has_fs_instructions() {
+        // Lock-step compares what goes through checks.
+        let when = if has_fs_instructions() && options.lockstep.is_none() {
             options.windows
         } else {
             super::heat::When::Never

@@ -171,7 +171,8 @@ fn nobody_helps_in_a_loop() {
         assert_eq!(guest.run(), End::Result(0), "{place:?}");
         for name in [
             "assists: instructions for the interpreter",
-            "assists: jumps not linked, or a poll",
+            "assists: exits not linked",
+            "assists: polls",
             "assists: jump cache misses",
             "entries into translated code",
         ] {

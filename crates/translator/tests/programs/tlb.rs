@@ -80,8 +80,8 @@ fn run(rounds: u32, body: &[u8], linear: u64, other: u64) -> Done {
     guest.start(0, space, 0, KERNEL + CODE);
     assert_eq!(guest.run(), End::Result(0));
     Done {
-        refills: guest.count(0, "fast TLB refills"),
-        fills: guest.count(0, "fast TLB fills"),
+        refills: guest.count(0, "second TLB hits"),
+        fills: guest.count(0, "assists: TLB misses"),
         guest,
     }
 }
