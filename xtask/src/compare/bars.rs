@@ -1,7 +1,7 @@
 //! The project's bars for the translator, and what was measured of them.
 
-use super::results::Results;
-use super::workloads::{BOOT, COMPUTE, NULL_CALL, ON_ONE_CPU, ON_TWO_CPUS};
+use super::results::{Measurement, Results};
+use super::workloads::{BOOT, COMPUTE, INTERRUPTS, NULL_CALL, ON_ONE_CPU, ON_TWO_CPUS};
 
 /// The software CPU that bars are about.
 const QEMU: &str = "qemu";
@@ -97,6 +97,10 @@ pub(crate) fn all(results: &Results) -> Vec<Bar> {
         .median(ON_ONE_CPU, subject)
         .zip(results.median(ON_TWO_CPUS, subject))
         .map(|(one, two)| one / two);
+    let interrupts = results.get(INTERRUPTS, subject);
+    let p99 = interrupts
+        .and_then(Measurement::delays)
+        .map(|delays| delays.micros()[1]);
     vec![
         bar(
             "geometric mean against QEMU",
@@ -145,6 +149,13 @@ pub(crate) fn all(results: &Results) -> Vec<Bar> {
             [1.8, 1.95],
             "x",
             plain(scaling),
+        ),
+        bar(
+            "interrupts while spinning in user code, 99th percentile of their delay",
+            Bound::AtMost,
+            [200.0, 200.0],
+            " us",
+            plain(p99),
         ),
         bar(
             "monitor's memory beyond guest memory and translated code",
@@ -202,8 +213,8 @@ fn extreme(
 
 #[cfg(test)]
 mod tests {
-    use super::super::results::Memory;
     use super::super::results::tests::sample;
+    use super::super::results::{Delays, Memory};
     use super::*;
 
     #[test]
@@ -213,6 +224,8 @@ mod tests {
         results.entry(ON_ONE_CPU, "doppel-translator").seconds = vec![1.8];
         results.entry(ON_TWO_CPUS, "doppel-translator").seconds = vec![1.0];
         let peer = "doppel-translator".to_owned();
+        let delays = &mut results.entry(INTERRUPTS, &peer).delays;
+        delays.extend(Delays::parse("1000 150000 300000"));
         results.memory.push(Memory { peer, mib: 17.5 });
         let cells: Vec<_> = all(&results).iter().map(Bar::cells).collect();
         let measured: Vec<_> = cells.iter().map(|c| [c[3].as_str(), &c[4]]).collect();
@@ -225,6 +238,7 @@ mod tests {
                 ["4.00x", "aim met"],
                 ["2.00x", "must met"],
                 ["1.80x", "must met"],
+                ["150.00 us", "aim met"],
                 ["17.50 MiB", "missed"],
             ]
         );

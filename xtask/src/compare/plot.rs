@@ -21,7 +21,7 @@ pub(crate) fn document(results: &Results) -> String {
         return String::new();
     };
     let mut dots = Vec::new();
-    for (row, workload) in results.workloads().enumerate() {
+    for (row, workload) in results.timed().enumerate() {
         for (other, colour) in others.iter().zip(COLOURS.iter().cycle()) {
             if let Some(ratio) = results.ratio(workload.name, &other.id, &subject.id) {
                 dots.push((row, ratio, colour));
@@ -29,7 +29,7 @@ pub(crate) fn document(results: &Results) -> String {
         }
     }
     let scale = Scale::over(dots.iter().map(|dot| dot.1));
-    let rows = results.workloads().count();
+    let rows = results.timed().count();
     let height = HEAD_HEIGHT + ROW_HEIGHT * rows as f64 + MARGIN;
     let middle = |row: usize| HEAD_HEIGHT + ROW_HEIGHT * (row as f64 + 0.5);
     let mut svg = head(results, height);
@@ -45,7 +45,7 @@ pub(crate) fn document(results: &Results) -> String {
             HEAD_HEIGHT - 6.0,
         );
     }
-    for (row, workload) in results.workloads().enumerate() {
+    for (row, workload) in results.timed().enumerate() {
         let (y, name) = (middle(row) + 4.0, workload.name);
         let x = LABEL_WIDTH - 8.0;
         let _ = writeln!(

@@ -2,7 +2,7 @@
 
 use super::measure::Moment;
 use super::setting::Setting;
-use super::workload::Workload;
+use super::workload::{Measure, Workload};
 use super::workloads::WORKLOADS;
 use serde::Serialize;
 
@@ -33,6 +33,11 @@ impl Results {
     pub(crate) fn workloads(&self) -> impl Iterator<Item = &'static Workload> {
         let measured = |w: &&Workload| self.measurements.iter().any(|m| m.workload == w.name);
         WORKLOADS.iter().filter(measured)
+    }
+
+    /// Those of them that have a time.
+    pub(crate) fn timed(&self) -> impl Iterator<Item = &'static Workload> {
+        self.workloads().filter(|w| w.measure != Measure::Delay)
     }
 
     /// The measurement of a workload on a peer.
@@ -102,8 +107,40 @@ pub(crate) struct Measurement {
     /// The CPU time of each run, likewise. It waits for nobody, and so says more on a host with
     /// other work; but who waits uses none.
     pub(crate) cpu_seconds: Vec<f64>,
+    /// Of each run of a workload that is about delays and has no time.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) delays: Vec<Delays>,
     /// Why there are fewer runs than there should be.
     pub(crate) failure: Option<String>,
+}
+
+/// How late something came in one run, in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) struct Delays {
+    pub(crate) median: u64,
+    /// The 99th percentile.
+    pub(crate) p99: u64,
+    pub(crate) longest: u64,
+}
+
+impl Delays {
+    /// From three numbers, as `bench.c` prints them.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let numbers: Result<Vec<u64>, _> = text.split_whitespace().map(str::parse).collect();
+        match numbers.as_deref() {
+            Ok(&[median, p99, longest]) => Some(Self {
+                median,
+                p99,
+                longest,
+            }),
+            _ => None,
+        }
+    }
+
+    /// In microseconds, in this order.
+    pub(crate) fn micros(&self) -> [f64; 3] {
+        [self.median, self.p99, self.longest].map(|nanos| nanos as f64 / 1000.0)
+    }
 }
 
 impl Measurement {
@@ -113,6 +150,7 @@ impl Measurement {
             peer: peer.to_owned(),
             seconds: Vec::new(),
             cpu_seconds: Vec::new(),
+            delays: Vec::new(),
             failure: None,
         }
     }
@@ -136,6 +174,23 @@ impl Measurement {
             n if n % 2 == 1 => Some(sorted[middle]),
             _ => Some((sorted[middle - 1] + sorted[middle]) / 2.0),
         }
+    }
+
+    /// Of all runs, the medians of the delays; none if one failed, or there is none.
+    pub(crate) fn delays(&self) -> Option<Delays> {
+        if self.failure.is_some() || self.delays.is_empty() {
+            return None;
+        }
+        let middle = |which: fn(&Delays) -> u64| {
+            let mut all: Vec<_> = self.delays.iter().map(which).collect();
+            all.sort_unstable();
+            all[all.len() / 2]
+        };
+        Some(Delays {
+            median: middle(|d| d.median),
+            p99: middle(|d| d.p99),
+            longest: middle(|d| d.longest),
+        })
     }
 
     /// The shortest and the longest run, in seconds.
@@ -193,6 +248,18 @@ pub(crate) mod tests {
         assert_eq!((qemu.median(), qemu.range()), (Some(8.0), (7.0, 9.0)));
         assert_eq!(results.median(BOOT, "native"), None);
         assert_eq!(results.ratio(BOOT, "qemu", "doppel-translator"), Some(4.0));
+    }
+
+    #[test]
+    fn delays_are_three_numbers_and_have_medians() {
+        assert_eq!(Delays::parse("1 2"), None);
+        assert_eq!(Delays::parse("1 2 x"), None);
+        let mut measurement = Measurement::new(BOOT, "a");
+        assert_eq!(measurement.delays(), None);
+        for text in ["1 9 30", "3 8 20", "2 7 90"] {
+            measurement.delays.push(Delays::parse(text).unwrap());
+        }
+        assert_eq!(measurement.delays(), Delays::parse("2 8 30"));
     }
 
     #[test]

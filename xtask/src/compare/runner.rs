@@ -3,7 +3,7 @@
 use super::boot::{Boot, Initrds};
 use super::measure::{self, Finished};
 use super::peer::{Pace, Peer};
-use super::results::{Memory, Results};
+use super::results::{Delays, Memory, Results};
 use super::workload::{Measure, Scene, Workload};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
@@ -121,6 +121,7 @@ impl<'a> Runner<'a> {
         let whole = f64::from(workload.count_of(self.plan.divisor));
         let count = workload.count_of(divisor);
         let did = match workload.measure {
+            Measure::Delay => return self.note_delays(peer, workload, &done.result),
             Measure::Time => f64::from(count),
             Measure::Rate => match done.result.parse::<f64>() {
                 Ok(operations) if operations > 0.0 => operations,
@@ -149,6 +150,18 @@ impl<'a> Runner<'a> {
         println!("{peer}: {} {seconds:.2} s", workload.name);
     }
 
+    fn note_delays(&mut self, peer: &str, workload: &'static Workload, result: &str) {
+        let Some(delays) = Delays::parse(result) else {
+            return self.fail(peer, workload, "it does not tell its delays");
+        };
+        let [median, p99, longest] = delays.micros();
+        println!(
+            "{peer}: {} {median:.1} us, 99th percentile {p99:.1} us, longest {longest:.1} us",
+            workload.name
+        );
+        self.results.entry(workload.name, peer).delays.push(delays);
+    }
+
     fn fail(&mut self, peer: &str, workload: &'static Workload, reason: &str) {
         println!("{peer}: {} failed: {reason}", workload.name);
         self.results.entry(workload.name, peer).failure = Some(reason.to_owned());
@@ -171,7 +184,7 @@ mod tests {
     use super::super::boot::tests::initrds;
     use super::super::results::PeerDescription;
     use super::super::results::tests::sample;
-    use super::super::workloads::WORKLOADS;
+    use super::super::workloads::{INTERRUPTS, WORKLOADS};
     use super::*;
     use std::path::Path;
     use std::process::Command;
@@ -287,6 +300,11 @@ echo compare: done";
             },
             result: result.to_owned(),
         };
+        let interrupts = find(INTERRUPTS);
+        runner.note("a", interrupts, 1, &done(2, "5 7 9"));
+        runner.note("b", interrupts, 1, &done(2, "5"));
+        let delays = |peer| runner.results.get(INTERRUPTS, peer).unwrap().delays();
+        assert_eq!((delays("a").unwrap().p99, delays("b")), (7, None));
         let (aes, shell) = (find("openssl-aes"), find("shell"));
         runner.note("a", aes, 20, &done(2, &(aes.count * 4).to_string()));
         runner.note("a", shell, 20, &done(2, "x"));

@@ -1,8 +1,9 @@
 //! The results as text, and as `docs/comparison.md`.
 
 use super::bars::{self, Bar};
-use super::results::Results;
+use super::results::{Measurement, Results};
 use super::runner::SLOW_DIVISOR;
+use super::workloads::INTERRUPTS;
 use std::fmt::Write;
 
 /// What stands where nothing was measured.
@@ -10,7 +11,12 @@ const NOTHING: &str = "–";
 
 /// The tables for a terminal.
 pub(crate) fn text(results: &Results) -> String {
-    format!("{}\n{}", aligned(&times(results)), aligned(&bars(results)))
+    let tables = [times(results), delays(results), bars(results)];
+    let tables = tables.iter().filter(|rows| rows.len() > 1);
+    tables
+        .map(|rows| aligned(rows))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// Rows of cells in columns.
@@ -54,6 +60,14 @@ pub(crate) fn document(results: &Results) -> String {
         );
     }
     let _ = writeln!(text, "{}", markdown(&times(results)));
+    let delays = delays(results);
+    if delays.len() > 1 {
+        let _ = writeln!(
+            text,
+            "How late interrupts come to a program that spins, the medians of all runs:\n\n{}",
+            markdown(&delays)
+        );
+    }
     let _ = writeln!(text, "## Bars\n\n{}", markdown(&bars(results)));
     text += "![How many times as long as others](comparison.svg)\n\n";
     let failures: Vec<_> = results.failures().collect();
@@ -133,7 +147,7 @@ fn times(results: &Results) -> Vec<Vec<String>> {
             .map(|(a, b)| format!("{} / {}", short(a), short(b))),
     );
     let mut rows = vec![head];
-    for workload in results.workloads() {
+    for workload in results.timed() {
         let mut row = vec![workload.name.to_owned()];
         row.extend(
             results
@@ -162,6 +176,26 @@ fn seconds(results: &Results, workload: &str, peer: &str) -> String {
     }
 }
 
+/// The table of delays, the head first.
+fn delays(results: &Results) -> Vec<Vec<String>> {
+    let head = [
+        "interrupts",
+        "median (us)",
+        "99th percentile (us)",
+        "longest (us)",
+    ];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for peer in &results.peers {
+        let measurement = results.get(INTERRUPTS, &peer.id);
+        if let Some(delays) = measurement.and_then(Measurement::delays) {
+            let mut row = vec![peer.id.clone()];
+            row.extend(delays.micros().map(|micros| format!("{micros:.1}")));
+            rows.push(row);
+        }
+    }
+    rows
+}
+
 fn bars(results: &Results) -> Vec<Vec<String>> {
     let mut rows = vec![
         ["bar", "must", "aim", "measured", ""]
@@ -178,6 +212,7 @@ fn bars(results: &Results) -> Vec<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::results::Delays;
     use super::super::results::tests::sample;
     use super::*;
 
@@ -198,6 +233,22 @@ mod tests {
                  4.00               2.00",
             ]
         );
+    }
+
+    #[test]
+    fn delays_have_a_table_if_there_are_any() {
+        let mut results = sample();
+        assert!(!text(&results).contains("median (us)"));
+        let entry = results.entry(INTERRUPTS, "qemu");
+        entry.delays.extend(Delays::parse("12000 345678 1000000"));
+        let row = "qemu        12.0         345.7                 1000.0";
+        assert!(
+            text(&results).lines().any(|line| line == row),
+            "{}",
+            text(&results)
+        );
+        let row = "| qemu | 12.0 | 345.7 | 1000.0 |";
+        assert!(document(&results).contains(row));
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub(crate) enum Measure {
     /// How long its count would have taken: it worked for a while and says how often it did what
     /// it does.
     Rate,
+    /// Nothing: it says how late something came, as [`Delays`](super::results::Delays).
+    Delay,
 }
 
 /// Something to measure.

@@ -1,6 +1,6 @@
 //! All workloads, with as much to do as keeps QEMU busy for some seconds.
 
-use super::workload::Measure::{Rate, Time};
+use super::workload::Measure::{Delay, Rate, Time};
 use super::workload::Scene::{Boot, OneCpu, TwoCpus};
 use super::workload::Workload;
 
@@ -14,6 +14,8 @@ pub(crate) const ON_ONE_CPU: &str = "parallel-1";
 pub(crate) const ON_TWO_CPUS: &str = "parallel-2";
 /// The system call that does nothing.
 pub(crate) const NULL_CALL: &str = "syscall";
+/// How late interrupts come.
+pub(crate) const INTERRUPTS: &str = "delay";
 /// Computation in user mode that hardly needs the kernel.
 pub(crate) const COMPUTE: [&str; 5] = ["sha256", "openssl-aes", "openssl-sha", "nbody", "gzip"];
 
@@ -30,7 +32,7 @@ const PLAIN: Workload = Workload {
 };
 
 /// All workloads, in the order of tables; those of a scene run in this order.
-pub(crate) const WORKLOADS: [Workload; 25] = [
+pub(crate) const WORKLOADS: [Workload; 26] = [
     Workload {
         name: BOOT,
         about: "Debian's kernel boots to its first process, from the kernel's first word, which \
@@ -209,6 +211,16 @@ busybox sha256sum </tmp/bench.s",
         ..PLAIN
     },
     Workload {
+        name: INTERRUPTS,
+        about: "how late a timer's interrupt is in its signal handler, while the program spins in \
+                user code",
+        measure: Delay,
+        count: 2000,
+        work: "bench delay $n",
+        is_in_mean: false,
+        ..PLAIN
+    },
+    Workload {
         name: ON_ONE_CPU,
         about: "two threads that compute, on one CPU",
         count: 150_000_000,
@@ -241,7 +253,14 @@ mod tests {
 
     #[test]
     fn what_bars_are_about_is_measured() {
-        let about = [BOOT, BOOT_WHOLE, ON_ONE_CPU, ON_TWO_CPUS, NULL_CALL];
+        let about = [
+            BOOT,
+            BOOT_WHOLE,
+            ON_ONE_CPU,
+            ON_TWO_CPUS,
+            NULL_CALL,
+            INTERRUPTS,
+        ];
         for name in about.iter().chain(&COMPUTE) {
             assert!(WORKLOADS.iter().any(|w| w.name == *name), "{name}");
         }

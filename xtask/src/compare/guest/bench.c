@@ -18,6 +18,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { PAGE = 4096, LINE = 64, MIB = 1 << 20 };
@@ -246,6 +247,60 @@ static void deliver(long count) {
     printf("%d\n", (int)signals);
 }
 
+enum { DELAYS_MAX = 1 << 16 };
+static int64_t delays[DELAYS_MAX];
+static volatile long delays_taken;
+static timer_t timer;
+static int64_t due;
+
+static int64_t now(void) {
+    struct timespec time;
+    check(clock_gettime(CLOCK_MONOTONIC, &time) == 0, "clock_gettime");
+    return time.tv_sec * 1000000000LL + time.tv_nsec;
+}
+
+/// Lets the timer's interrupt come at `due`, in nanoseconds.
+static void arm(void) {
+    struct itimerspec at = {.it_value = {due / 1000000000, due % 1000000000}};
+    check(timer_settime(timer, TIMER_ABSTIME, &at, NULL) == 0, "timer_settime");
+}
+
+/// A timer is due: notes how late this is, and arms it again for 1 to 2 ms from now, so that it
+/// keeps no step with anything else.
+static void on_timer(int number) {
+    (void)number;
+    static uint64_t state = 1;
+    int64_t time = now();
+    if (delays_taken < DELAYS_MAX) delays[delays_taken] = time - due;
+    delays_taken++;
+    due = time + 1000000 + random_next(&state) % 1000000;
+    arm();
+}
+
+static int by_length(const void *a, const void *b) {
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/// How late interrupts come while a program spins in user code: from the time for which a timer is
+/// set to its signal handler. Prints the median, the 99th percentile and the longest of `count`
+/// times, in nanoseconds.
+static void delay(long count) {
+    if (count > DELAYS_MAX) count = DELAYS_MAX;
+    struct sigaction action = {.sa_handler = on_timer};
+    check(sigaction(SIGALRM, &action, NULL) == 0, "sigaction");
+    check(timer_create(CLOCK_MONOTONIC, NULL, &timer) == 0, "timer_create");
+    go();
+    due = now() + 1000000;
+    arm();
+    volatile uint64_t spins = 0;
+    while (delays_taken < count) spins++;
+    check(timer_delete(timer) == 0, "timer_delete");
+    qsort(delays, count, sizeof delays[0], by_length);
+    printf("%ld %ld %ld\n", (long)delays[count / 2], (long)delays[count * 99 / 100],
+           (long)delays[count - 1]);
+}
+
 /// A directory with 16 files: made, written, renamed, looked at, removed.
 static void files(long count) {
     long bytes = 0;
@@ -289,6 +344,7 @@ int main(int argc, char **argv) {
     else if (strcmp(name, "fault") == 0) fault(count);
     else if (strcmp(name, "signal") == 0) deliver(count);
     else if (strcmp(name, "files") == 0) files(count);
+    else if (strcmp(name, "delay") == 0) delay(count);
     else if (strcmp(name, "nothing") != 0) {
         fprintf(stderr, "bench: there is no workload %s\n", name);
         return 2;
