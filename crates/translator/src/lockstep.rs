@@ -72,6 +72,8 @@ struct Stop {
     live: u64,
     /// The interpreter has to execute the instruction at RIP.
     interpret: bool,
+    /// That is a call of no canonical address, and has pushed its return address already.
+    has_pushed: bool,
 }
 
 /// How far a trial goes, at most.
@@ -184,9 +186,8 @@ impl TranslatorVcpu {
             unreachable!("it was just found");
         };
         let (entry, key) = (block.entry, block.key);
-        let recipe = self.store.recipe_mut(entry);
-        recipe.runs += 1;
-        let runs = recipe.runs;
+        let recipe = self.store.recipe(entry);
+        let runs = recipe.count_run();
         let lockstep = self.lockstep.as_mut().expect("this is lock-step");
         lockstep.revoke(&mut self.lookup, &mut self.context);
         let turn = runs <= FIRST_RUNS || runs.is_multiple_of(lockstep.every);
@@ -194,8 +195,10 @@ impl TranslatorVcpu {
         let dead_flags = lockstep.dead_flags.take();
         let start = self.core.snapshot();
         let mut trial = None;
+        // Flags with which the translation starts, and that are wrong.
+        let mut wrong = 0;
         if lockstep.is_checked {
-            trial = Some(self.try_block(entry, Until::End));
+            trial = Some(self.try_block(&recipe, Until::End));
             if self.core.has_changes() {
                 // Decoding for the interpreter has made pages code: what is translated may have
                 // to be forgotten.
@@ -212,16 +215,21 @@ impl TranslatorVcpu {
             if let Some(dead) = dead_flags.filter(is_next) {
                 let others = start.rflags & !STATUS_FLAGS;
                 self.core.set_rflags_status_df_if(others | dead.flags);
+                wrong = (dead.flags ^ start.rflags) & STATUS_FLAGS;
             }
         }
-        let stop = self.run_alone(entry)?;
+        let mut stop = self.run_alone(entry)?;
+        if let End::Before(number) = stop.end {
+            // What the instruction does not read was dead before the block.
+            stop.live &= !(wrong & !recipe.steps[number].touched);
+        }
         self.vectors_to_core();
         let lockstep = self.lockstep.as_mut().expect("this is lock-step");
         lockstep.attempts = 0;
         match trial {
             Some(trial) => {
                 lockstep.checked += 1;
-                self.check(entry, &key, &start, trial, stop)?;
+                self.check(entry, &recipe, &key, &start, trial, stop)?;
             }
             None => lockstep.unchecked += 1,
         }
@@ -259,6 +267,7 @@ impl TranslatorVcpu {
             end: End::Before(number),
             live: recipe.steps[number].live,
             interpret: true,
+            has_pushed: false,
         }
     }
 
@@ -308,6 +317,7 @@ impl TranslatorVcpu {
                 end: End::Exit,
                 live: self.store.recipe(entry).exits[usize::from(number)],
                 interpret: false,
+                has_pushed: false,
             }
         };
         self.stop(0, rip, stop);
@@ -335,13 +345,17 @@ impl TranslatorVcpu {
             let rsp = &mut self.context.host[4];
             *rsp = rsp.wrapping_sub(i64::from(site.moved) as u64);
             let at = self.address(key.linear, key.mode, site.at.into());
-            let stop = self.stop_before(entry, site.at);
+            let stop = Stop {
+                has_pushed: site.moved < 0,
+                ..self.stop_before(entry, site.at)
+            };
             return self.stop(0, at, stop);
         }
         let stop = Stop {
             end: End::Exit,
             live: STATUS_FLAGS,
             interpret: false,
+            has_pushed: false,
         };
         self.stop(0, rip, stop);
     }
@@ -385,7 +399,8 @@ impl TranslatorVcpu {
             _ => self.context.spilled[number],
         };
         let (rcx, rsi, rdi) = (register(1), register(6), register(7));
-        if !fits(strings, rcx, rsi, rdi) {
+        // What writes nothing makes no page dirty.
+        if rcx == 0 || !fits(strings, rcx, rsi, rdi) {
             return None;
         }
         self.core.set_access_flag(self.context.access_flag != 0);
@@ -400,15 +415,14 @@ impl TranslatorVcpu {
         Some(self.store.memory.address(site.retry as usize) as u64)
     }
 
-    /// Lets the interpreter try the block at `entry`.
-    fn try_block(&mut self, entry: u32, until: Until) -> Trial {
+    /// Lets the interpreter try the block of `recipe`.
+    fn try_block(&mut self, recipe: &Recipe, until: Until) -> Trial {
         let page = self.core.rip() & !(PAGE as u64 - 1);
         let address = |step: &Step| page + u64::from(step.at);
         self.core.begin_trial();
         let mut raises = None;
         let mut number = 0;
         let end = loop {
-            let recipe = self.store.recipe(entry);
             let step = recipe.steps[number];
             if until == Until::Step(number) || !self.is_translated(step.kind) {
                 break End::Before(number);
@@ -425,7 +439,7 @@ impl TranslatorVcpu {
             if matches!(step.kind, Kind::Strings(_)) && rip == address(&step) {
                 continue;
             }
-            let next = self.store.recipe(entry).steps.get(number + 1);
+            let next = recipe.steps.get(number + 1);
             let was_asked = step.branches && until == Until::Rip(rip);
             number += 1;
             if was_asked || next.is_none_or(|next| rip != address(next)) {
@@ -459,6 +473,7 @@ impl TranslatorVcpu {
     fn check(
         &mut self,
         entry: u32,
+        recipe: &Recipe,
         key: &Key,
         start: &Snapshot,
         mut trial: Trial,
@@ -471,12 +486,17 @@ impl TranslatorVcpu {
                 End::Exit => Until::Rip(ours.rip),
                 End::Before(number) => Until::Step(number),
             };
-            let again = self.try_again(entry, start, &ours, until);
+            let again = self.try_again(recipe, start, &ours, until);
             if is_same_end(&again) {
                 trial = again;
             }
         }
-        let undefined = self.store.recipe(entry).undefined_after(trial.executed);
+        let undefined = recipe.undefined_after(trial.executed);
+        let ignored = if stop.has_pushed {
+            self.pushed(&ours)
+        } else {
+            Vec::new()
+        };
         let lockstep = self.lockstep.as_mut().expect("this is lock-step");
         lockstep.checked_instructions += trial.executed as u64;
         let theirs = &trial.registers;
@@ -487,6 +507,7 @@ impl TranslatorVcpu {
             &trial,
             is_same_end(&trial),
             stop.live & !undefined,
+            &ignored,
         );
         if !differences.is_empty() {
             let report = Report {
@@ -513,12 +534,30 @@ impl TranslatorVcpu {
         Ok(())
     }
 
+    /// Where in memory the bytes of the return address are that was just below the stack of
+    /// `registers`.
+    fn pushed(&mut self, registers: &Snapshot) -> Vec<usize> {
+        let first = registers.gpr[4].wrapping_sub(8);
+        let bytes = (0..8).map(|n| first.wrapping_add(n));
+        let place = |linear: u64| {
+            let page = self.core.data_page(linear, false)?;
+            Some(page.offset + linear as usize % PAGE)
+        };
+        bytes.filter_map(place).collect()
+    }
+
     /// Repeats the trial from `start`, in the memory of before. Afterwards the state is `ours` again.
-    fn try_again(&mut self, entry: u32, start: &Snapshot, ours: &Snapshot, until: Until) -> Trial {
+    fn try_again(
+        &mut self,
+        recipe: &Recipe,
+        start: &Snapshot,
+        ours: &Snapshot,
+        until: Until,
+    ) -> Trial {
         self.core.set_snapshot(start);
         let mut pages = std::mem::take(&mut self.lockstep.as_mut().expect("lock-step").pages);
         self.swap_pages(&mut pages);
-        let trial = self.try_block(entry, until);
+        let trial = self.try_block(recipe, until);
         self.swap_pages(&mut pages);
         self.lockstep.as_mut().expect("lock-step").pages = pages;
         self.core.set_snapshot(ours);

@@ -19,6 +19,7 @@ use crate::refill::{self, Refills};
 use iced_x86::Encoder;
 use std::collections::HashMap;
 use std::io;
+use std::sync::Arc;
 
 /// Bytes of guest code in a page.
 pub(crate) const PAGE: usize = 4096;
@@ -59,7 +60,7 @@ pub(crate) struct Store {
     perf_map: Option<PerfMap>,
     /// In lock-step: what a check has to know of blocks, by their entry; also of those that were
     /// dropped.
-    pub(crate) recipes: Option<HashMap<u32, Recipe>>,
+    pub(crate) recipes: Option<HashMap<u32, Arc<Recipe>>>,
     /// Changes when the cache is emptied, and with it the meaning of blocks' numbers.
     pub(crate) generation: u64,
     pub(crate) counters: Counters,
@@ -269,7 +270,7 @@ impl Store {
         }
         if let Some(recipes) = &mut self.recipes {
             let recipe = Recipe::new(&plan, &emitted.exits, &page[..PAGE]);
-            recipes.insert(start as u32, recipe);
+            recipes.insert(start as u32, Arc::new(recipe));
         }
         let block = Block {
             key,
@@ -312,15 +313,9 @@ impl Store {
     ///
     /// # Panics
     /// If there is none.
-    pub(crate) fn recipe(&self, entry: u32) -> &Recipe {
+    pub(crate) fn recipe(&self, entry: u32) -> Arc<Recipe> {
         let recipes = self.recipes.as_ref().expect("this is lock-step");
-        &recipes[&entry]
-    }
-
-    /// As [`Store::recipe`].
-    pub(crate) fn recipe_mut(&mut self, entry: u32) -> &mut Recipe {
-        let recipes = self.recipes.as_mut().expect("this is lock-step");
-        recipes.get_mut(&entry).expect("every block has one")
+        recipes[&entry].clone()
     }
 
     /// The block whose code is at `position` of the cache.

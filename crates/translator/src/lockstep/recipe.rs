@@ -3,6 +3,7 @@
 use crate::block::Exit;
 use crate::plan::{self, Class, Plan, STATUS, Strings};
 use iced_x86::RflagsBits;
+use std::sync::atomic::{AtomicU64, Ordering};
 use x86::Rflags;
 
 /// How a translated instruction is executed.
@@ -30,6 +31,8 @@ pub(crate) struct Step {
     pub(crate) live: u64,
     /// Arithmetic flags that instructions before it in the block have left undefined.
     pub(crate) undefined: u64,
+    /// Arithmetic flags that it reads, or an instruction before it in the block has changed.
+    pub(crate) touched: u64,
 }
 
 /// All instructions and exits of a block.
@@ -42,23 +45,25 @@ pub(crate) struct Recipe {
     /// short look tells.
     pub(crate) exits: Box<[u64]>,
     /// How often the block was executed.
-    pub(crate) runs: u64,
+    runs: AtomicU64,
 }
 
 impl Recipe {
     /// For a block whose page has the bytes in `page`.
     pub(crate) fn new(plan: &Plan, exits: &[Exit], page: &[u8]) -> Self {
-        let mut undefined = 0;
+        let (mut undefined, mut changed) = (0, 0);
         let mut steps = Vec::with_capacity(plan.insns.len());
         for insn in &plan.insns {
+            let instruction = &insn.instruction;
             steps.push(Step {
                 at: insn.at,
                 kind: kind(insn.class),
                 branches: insn.class.side_exit().is_some(),
                 live: rflags(insn.live),
                 undefined: rflags(undefined),
+                touched: rflags(changed | instruction.rflags_read()),
             });
-            let instruction = &insn.instruction;
+            changed |= instruction.rflags_modified();
             let defined = instruction.rflags_modified() & !instruction.rflags_undefined();
             undefined = undefined & !defined | instruction.rflags_undefined() & STATUS;
         }
@@ -67,8 +72,13 @@ impl Recipe {
             steps: steps.into(),
             undefined: rflags(undefined),
             exits: exits.iter().map(live_at).collect(),
-            runs: 0,
+            runs: AtomicU64::new(0),
         }
+    }
+
+    /// Counts an execution of the block: how many there are with it.
+    pub(crate) fn count_run(&self) -> u64 {
+        self.runs.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// The flags that the first `executed` instructions have left undefined.

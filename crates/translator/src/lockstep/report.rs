@@ -31,7 +31,7 @@ pub(super) struct Differences(Vec<String>);
 
 impl Differences {
     /// Compares `ours`, and guest memory, with what `trial` says. Of the arithmetic flags, those in
-    /// `flags` are compared.
+    /// `flags` are compared; memory at the offsets `ignored` is not.
     pub(super) fn find(
         ram: &Ram,
         pages: &[Page],
@@ -39,11 +39,12 @@ impl Differences {
         trial: &Trial,
         is_same_end: bool,
         flags: u64,
+        ignored: &[usize],
     ) -> Self {
         let mut found = Self::default();
         if is_same_end {
             found.registers(ours, &trial.registers, flags);
-            found.memory(ram, pages, trial);
+            found.memory(ram, pages, trial, ignored);
         } else {
             // One of them did more: there is nothing else to compare.
             found.pair("rip", ours.rip, trial.registers.rip);
@@ -138,7 +139,7 @@ impl Differences {
 
     /// Compares the pages that translated code might write to, byte by byte, and looks for bytes
     /// elsewhere that it should have written.
-    fn memory(&mut self, ram: &Ram, pages: &[Page], trial: &Trial) {
+    fn memory(&mut self, ram: &Ram, pages: &[Page], trial: &Trial, ignored: &[usize]) {
         let effects = &trial.effects;
         for Page { offset, before } in pages {
             let mut expected = **before;
@@ -151,6 +152,9 @@ impl Differences {
             for at in effects.marked().iter().filter(|at| range.contains(at)) {
                 let at = at - offset;
                 now[at] = now[at] & !MARKS | expected[at] & MARKS;
+            }
+            for at in ignored.iter().filter(|at| range.contains(at)) {
+                now[at - offset] = expected[at - offset];
             }
             if now != expected {
                 self.page(*offset, &now, &expected);

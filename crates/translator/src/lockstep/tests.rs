@@ -262,7 +262,7 @@ fn every_byte_of_a_page_counts() {
         raises: None,
     };
     let differs = |pages: &[Page], trial: &Trial| {
-        !Differences::find(&ram, pages, &registers, trial, true, 0).is_empty()
+        !Differences::find(&ram, pages, &registers, trial, true, 0, &[]).is_empty()
     };
     let pages = [page()];
     let nothing = trial(Effects::default());

@@ -5,6 +5,7 @@ use clock::Clock;
 use engine::{Access, Engine, Exit, Platform, Setup, Space, Vcpu};
 use interpreter::Interpreter;
 use memory::{GuestMemory, Kind, RegionSpec};
+use std::num::NonZeroU32;
 use std::panic;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
@@ -24,6 +25,16 @@ pub(crate) fn interpreter(setup: &Setup) -> (Arc<dyn Engine>, Vec<Box<dyn Vcpu>>
 pub(crate) fn translator(setup: &Setup) -> (Arc<dyn Engine>, Vec<Box<dyn Vcpu>>) {
     let options = Options {
         windows: When::Never,
+        ..Options::default()
+    };
+    let (engine, vcpus) = Translator::create(setup, &options).expect("a translator");
+    (engine, vcpus)
+}
+
+/// A translator that holds every block against the interpreter by itself.
+pub(crate) fn lock_step(setup: &Setup) -> (Arc<dyn Engine>, Vec<Box<dyn Vcpu>>) {
+    let options = Options {
+        lockstep: Some(NonZeroU32::MIN),
         ..Options::default()
     };
     let (engine, vcpus) = Translator::create(setup, &options).expect("a translator");

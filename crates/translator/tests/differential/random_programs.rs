@@ -2,7 +2,7 @@
 
 use crate::generator::Family;
 use crate::layout::Mode;
-use crate::machine::{Create, interpreter, small_translator, translator, windows};
+use crate::machine::{Create, interpreter, lock_step, small_translator, translator, windows};
 use crate::trial::{Checked, Pair, Trial};
 
 /// Programs for each mode.
@@ -89,4 +89,12 @@ fn a_code_cache_that_is_always_full() {
         Family::Loop,
     ];
     compare(small_translator, Mode::User64, &families, CASES / 5);
+}
+
+/// Whatever programs do: blocks that are left early, faults, code that changes itself.
+#[test]
+fn every_block_in_lock_step() {
+    for mode in Mode::ALL {
+        compare(lock_step, mode, &Family::ALL, CASES / 8);
+    }
 }

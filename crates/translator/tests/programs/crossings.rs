@@ -41,7 +41,16 @@ fn msr(code: Code, number: u32, value: u64) -> Code {
 /// A program that calls `handler` again and again, with CF, PF and ZF set. It leaves its CS in
 /// R13 and its SS in R14, and in bits 15:8 of RSI the flags with which it was returned to.
 fn guest(handler: Code) -> Guest {
-    let mut guest = Guest::new(1);
+    set_up(Guest::new(1), handler)
+}
+
+/// A guest in lock-step whose program makes [`CALLS`] calls that do nothing.
+pub(crate) fn in_lock_step() -> (Guest, u64) {
+    let guest = set_up(Guest::in_lock_step(), go_back(Code::new()));
+    (guest, CALLS.into())
+}
+
+fn set_up(mut guest: Guest, handler: Code) -> Guest {
     let space = guest.space();
     // again: mov r13d, cs; mov r14d, ss; xor eax, eax; stc; syscall; lahf; mov esi, eax; jmp again
     let code = Code::new()

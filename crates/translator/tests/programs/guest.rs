@@ -4,6 +4,7 @@
 use clock::Clock;
 use engine::{Access, Engine, Exit, Platform, Setup, Space, Vcpu};
 use memory::{GuestMemory, Kind, RegionSpec};
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use translator::{Options, Translator};
@@ -82,6 +83,19 @@ impl Guest {
     /// With the clock that machines have, which runs. Memory is mapped at [`KERNEL`], in an
     /// address space that can be told by the return value of [`Guest::space`], the first.
     pub(crate) fn new(vcpus: u32) -> Self {
+        Self::with(vcpus, &Options::default())
+    }
+
+    /// As [`Guest::new`], with one vCPU of which every block is held against the interpreter.
+    pub(crate) fn in_lock_step() -> Self {
+        let options = Options {
+            lockstep: Some(NonZeroU32::MIN),
+            ..Options::default()
+        };
+        Self::with(1, &options)
+    }
+
+    fn with(vcpus: u32, options: &Options) -> Self {
         let memory = GuestMemory::new(&[RegionSpec {
             gpa: 0,
             len: MEMORY_BYTES,
@@ -99,8 +113,7 @@ impl Guest {
             tsc_khz: 1_000_000,
             tracer: None,
         };
-        let (engine, vcpus) =
-            Translator::create(&setup, &Options::default()).expect("a translator");
+        let (engine, vcpus) = Translator::create(&setup, options).expect("a translator");
         let port = Arc::new(Port {
             engine: OnceLock::new(),
             vcpus: vcpus.len(),

@@ -5,6 +5,7 @@ mod bases;
 mod code;
 mod crossings;
 mod guest;
+mod lock_step;
 mod straddling;
 mod time;
 mod tlb;

@@ -28,6 +28,8 @@ const RDI: u8 = 7;
 const READ: &[u8] = &[0x48, 0x8b, 0x03];
 /// `mov rax, [rbp + 0]`
 const READ_OTHER: &[u8] = &[0x48, 0x8b, 0x45, 0x00];
+/// `mov [rbx + 8], rcx; mov [rbp + 16], rcx`
+const WRITES: &[u8] = &[0x48, 0x89, 0x4b, 0x08, 0x48, 0x89, 0x4d, 0x10];
 /// `add rdi, rax`
 const SUM: &[u8] = &[0x48, 0x01, 0xc7];
 /// `invlpg [rbx]`
@@ -36,10 +38,10 @@ const FORGET_PAGE: &[u8] = &[0x0f, 0x01, 0x3b];
 const FORGET_ALL: &[u8] = &[0x0f, 0x20, 0xd8, 0x0f, 0x22, 0xd8];
 
 /// A guest that has run a loop at CPL 0.
-struct Done {
-    guest: Guest,
-    refills: u64,
-    fills: u64,
+pub(crate) struct Done {
+    pub(crate) guest: Guest,
+    pub(crate) refills: u64,
+    pub(crate) fills: u64,
 }
 
 impl Done {
@@ -52,7 +54,18 @@ impl Done {
 /// and 3 in the first word. The page table's entry for `linear` is at RSI, and changes to that of a
 /// page with 2 by an XOR with RDX.
 fn run(rounds: u32, body: &[u8], linear: u64, other: u64) -> Done {
-    let mut guest = Guest::new(1);
+    run_in(Guest::new(1), rounds, body, linear, other)
+}
+
+/// Writes to two pages that share an entry, and to the first again, in one block, this often.
+pub(crate) fn write_in_lock_step(rounds: u32) -> Done {
+    // mov rax, rbx; not rax; not rax; mov [rax + 8], rdi: nobody knows that it is the same page.
+    let again = [0x48, 0x89, 0xd8, 0x48, 0xf7, 0xd0, 0x48, 0xf7, 0xd0];
+    let body = [WRITES, &again, &[0x48, 0x89, 0x78, 0x08]].concat();
+    run_in(Guest::in_lock_step(), rounds, &body, LOWER, LOWER + APART)
+}
+
+fn run_in(mut guest: Guest, rounds: u32, body: &[u8], linear: u64, other: u64) -> Done {
     let space = guest.space();
     let (entry, value) = guest.map(space, linear & !(PAGE - 1), FIRST, 0);
     guest.map(space, (linear & !(PAGE - 1)) + PAGE, SECOND, 0);
@@ -89,11 +102,9 @@ fn run(rounds: u32, body: &[u8], linear: u64, other: u64) -> Done {
 #[test]
 fn pages_that_share_an_entry_cost_no_walks() {
     const ROUNDS: u32 = 1000;
-    // mov [rbx + 8], rcx; mov [rbp + 16], rcx
-    let writes = [0x48, 0x89, 0x4b, 0x08, 0x48, 0x89, 0x4d, 0x10];
     let reads = [READ, SUM, READ_OTHER, SUM].concat();
     for linear in [LOWER, UPPER] {
-        for body in [writes.as_slice(), &reads] {
+        for body in [WRITES, &reads] {
             let done = run(ROUNDS, body, linear, linear + APART);
             assert!(
                 done.refills > 2 * u64::from(ROUNDS) - 50,
