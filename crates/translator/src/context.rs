@@ -176,8 +176,15 @@ pub(crate) struct Context {
     pub(crate) vcpu: u64,
     /// In a jail ([`crate::window`]): the descriptor by which its system calls are seen.
     pub(crate) jail_listener: AtomicI32,
-    /// Of the last signal: its number, and error code, vector and address of the CPU's exception.
-    pub(crate) fault_signal: u32,
+    /// There, too: where its translated code goes on, or was when a signal came. (Not in `jump`:
+    /// the code may be about to jump by that.)
+    pub(crate) resume: u64,
+    /// After so many instructions it stops, if TF is set in `flags`.
+    pub(crate) steps: u32,
+    /// Why it has stopped: `ASKED` of its stub, or the number of the signal that came; 0 if it has not gone on
+    /// at all.
+    pub(crate) stopped_by: u32,
+    /// Of the last signal: error code, vector and address of the CPU's exception.
     pub(crate) fault_error: u32,
     pub(crate) fault_vector: u32,
     pub(crate) fault_address: u64,
@@ -283,7 +290,15 @@ const CONTEXTS_MAX: usize = 1 + JAILS;
 /// It rings in all contexts of the vCPU, which it keeps for ever: who rings can't know in which
 /// of them code runs.
 #[derive(Clone)]
-pub(crate) struct Bell(Arc<[OnceLock<Arc<Mapping>>; CONTEXTS_MAX]>);
+pub(crate) struct Bell(Arc<Contexts>);
+
+#[derive(Default)]
+struct Contexts {
+    /// The first is the vCPU's own, the only one that no jail can write.
+    mappings: [OnceLock<Arc<Mapping>>; CONTEXTS_MAX],
+    /// The jail that runs, unless it was interrupted: its process and its thread, or 0.
+    runner: AtomicU64,
+}
 
 impl Bell {
     /// Rings.
@@ -292,6 +307,17 @@ impl Bell {
             attention.store(1, Ordering::SeqCst);
             mask.store(0, Ordering::SeqCst);
         }
+        let runner = self.0.runner.swap(0, Ordering::SeqCst);
+        if runner != 0 {
+            crate::window::interrupt((runner >> 32) as i32, runner as i32);
+        }
+    }
+
+    /// Whoever rings from now on interrupts this process's thread, once. Who has rung before does
+    /// not: look whether it rings afterwards.
+    pub(crate) fn set_runner(&self, runner: Option<(i32, i32)>) {
+        let both = runner.map_or(0, |(pid, tid)| (pid as u64) << 32 | tid as u64);
+        self.0.runner.store(both, Ordering::SeqCst);
     }
 
     /// Ends the ringing. Whatever is asked for after that rings again.
@@ -306,8 +332,10 @@ impl Bell {
 
     /// Whether it rings.
     pub(crate) fn is_ringing(&self) -> bool {
-        self.fields()
-            .any(|(attention, _)| attention.load(Ordering::Relaxed) != 0)
+        let mut fields = self.fields();
+        fields
+            .next()
+            .is_some_and(|(attention, _)| attention.load(Ordering::SeqCst) != 0)
     }
 
     /// Rings in `context`, too, from now on.
@@ -317,7 +345,7 @@ impl Bell {
     pub(crate) fn join(&self, context: &ContextBox) {
         let mapping = context.0.clone();
         let mut mapping = Some(mapping);
-        for slot in self.0.iter() {
+        for slot in &self.0.mappings {
             if let Some(mine) = mapping.take()
                 && let Err(back) = slot.set(mine)
             {
@@ -328,7 +356,8 @@ impl Bell {
     }
 
     fn fields(&self) -> impl Iterator<Item = (&AtomicU32, &AtomicU64)> {
-        self.0.iter().filter_map(OnceLock::get).map(|mapping| {
+        let mappings = self.0.mappings.iter().filter_map(OnceLock::get);
+        mappings.map(|mapping| {
             let context = mapping.0.as_ptr();
             // SAFETY: the mapping lives as long as `self`, and its owner knows that these fields
             // change under it.

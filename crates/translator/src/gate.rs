@@ -73,15 +73,13 @@ macro_rules! save_registers {
 }
 pub(crate) use save_registers;
 
-macro_rules! load_registers_and_go {
+/// All but RSP.
+macro_rules! load_registers {
     () => {
-        "push qword ptr gs:[{flags}]
-         popfq
-         mov rax, gs:[{host} + 0]
+        "mov rax, gs:[{host} + 0]
          mov rcx, gs:[{host} + 8]
          mov rdx, gs:[{host} + 16]
          mov rbx, gs:[{host} + 24]
-         mov rsp, gs:[{host} + 32]
          mov rbp, gs:[{host} + 40]
          mov rsi, gs:[{host} + 48]
          mov rdi, gs:[{host} + 56]
@@ -92,11 +90,24 @@ macro_rules! load_registers_and_go {
          mov r12, gs:[{host} + 96]
          mov r13, gs:[{host} + 104]
          mov r14, gs:[{host} + 112]
-         mov r15, gs:[{host} + 120]
+         mov r15, gs:[{host} + 120]"
+    };
+}
+pub(crate) use load_registers;
+
+macro_rules! load_flags {
+    () => {
+        "push qword ptr gs:[{flags}]
+         popfq"
+    };
+}
+
+macro_rules! load_stack_and_go {
+    () => {
+        "mov rsp, gs:[{host} + 32]
          jmp qword ptr gs:[{jump}]"
     };
 }
-pub(crate) use load_registers_and_go;
 
 /// Moves the guest's vector registers, if the host has them, to the context. An x87 exception that
 /// is pending (ES of the status word) would be raised in Rust code that uses MMX or x87.
@@ -156,7 +167,9 @@ pub(crate) unsafe extern "C" fn enter(target: u64) {
          mov dword ptr gs:[{vectors_loaded}], 1
          mov dword ptr gs:[{vectors_wanted}], 0
          2:",
-        load_registers_and_go!(),
+        load_flags!(),
+        load_registers!(),
+        load_stack_and_go!(),
         host = const field!(host),
         host_rsp = const field!(host_rsp),
         flags = const field!(flags),
@@ -292,7 +305,9 @@ pub(crate) unsafe extern "C" fn assist() {
          test rax, rax
          jz 5f
          mov gs:[{jump}], rax",
-        load_registers_and_go!(),
+        load_flags!(),
+        load_registers!(),
+        load_stack_and_go!(),
         "5:",
         save_vectors!(),
         return_to_rust!(),

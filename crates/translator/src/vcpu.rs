@@ -19,7 +19,6 @@ use engine::{DebugRequest, Exit, Platform, Vcpu};
 use interpreter::{Changes, DataPage, Doorbell, InterpreterVcpu, Next, Remote};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use x86::{Rflags, SegmentRegister, VcpuState};
 
@@ -233,6 +232,7 @@ impl Vcpu for TranslatorVcpu {
             ("window processes that broke", windows.broken),
             ("runs in windows", windows.runs),
             ("stops of windows", windows.stops),
+            ("stops of windows inside of an instruction", windows.amiss),
             ("window fills", windows.fills),
             ("pages mapped in windows", windows.mapped),
             ("pages unmapped from windows", windows.unmapped),
@@ -654,7 +654,7 @@ impl TranslatorVcpu {
         if self.core.has_changes() || !self.core.settle() {
             return true;
         }
-        if self.context.attention.load(Ordering::Relaxed) == 0 {
+        if !self.bell.is_ringing() {
             return false;
         }
         // Nothing is left of what rang. What comes after the silence rings again.

@@ -21,4 +21,5 @@ mod space;
 mod stub;
 
 pub use heat::When;
+pub(crate) use jail::interrupt;
 pub(crate) use space::Windows;

@@ -333,6 +333,27 @@ impl Block {
         guest
     }
 
+    /// Where in the guest's page the guest is if `position` is next, and the registers that are
+    /// spilled there; `None` in the middle of an instruction's code.
+    pub(crate) fn boundary(&self, memory: &CodeMemory, position: u32) -> Option<(u16, u16)> {
+        let wanted = position - self.entry;
+        if wanted == 0 {
+            return Some(((self.key.offset % PAGE) as u16, 0));
+        }
+        let len = usize::from(self.record.insns) * INSN;
+        let insns = memory.bytes(self.insns_at(), len).chunks_exact(INSN);
+        let mut hosts = insns.scan(0, |host, insn| {
+            *host += u32::from(u16_at(insn, 0) & 0xfff);
+            Some(*host)
+        });
+        let begins = hosts.any(|host| host == wanted);
+        // Where the cold code begins, too, there is no instruction.
+        let offset = begins.then(|| self.guest_offset(memory, position));
+        offset
+            .filter(|offset| *offset != u16::MAX)
+            .map(|offset| (offset, self.scratch))
+    }
+
     /// Notes that exit `number` is linked to `target`.
     pub(crate) fn set_linked(&self, memory: &mut CodeMemory, number: u8, target: &Self) {
         let exit = self.exit_at(number);

@@ -27,7 +27,8 @@ impl Emitter<'_> {
             target,
             mode: self.plan.mode - Mode::SINGLE,
             single,
-            polls: target <= i64::from(at),
+            // Jails are interrupted by a signal.
+            polls: target <= i64::from(at) && !self.plan.mode.is_windowed(),
             linked: false,
         });
         (self.exits.len() - 1) as u8

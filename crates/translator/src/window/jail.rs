@@ -11,7 +11,7 @@
 // calls until it has left all of that behind.
 
 use super::orders::{Board, ORDERS_MAX, Order, Orders, order};
-use super::stub::{GO, STOP_CALL, Stub};
+use super::stub::{GO, INTERRUPT, STOP_CALL, Stub};
 use crate::context::Context;
 use libc::c_long;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -25,11 +25,14 @@ use std::time::{Duration, Instant};
 
 /// How long a jail may take to begin, and how long one may go on that was asked to stop.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How often the monitor looks whether a jail that runs was asked to stop.
+/// How often the monitor looks whether a jail that runs was asked to stop. It is interrupted when
+/// it is asked; this is in case that does not help.
 const LOOK: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 50_000_000,
 };
+/// So many calls in a row may be withdrawn. One is, by a signal that comes late.
+const WITHDRAWN_MAX: u32 = 100;
 const TASK_END: u64 = 0x7fff_ffff_f000;
 
 /// Why a jail is of no use any more.
@@ -71,8 +74,9 @@ struct Action {
     mask: u64,
 }
 
-/// Signals that instructions raise.
-const RAISED: [i32; 5] = [
+/// Signals that instructions raise, and [`INTERRUPT`].
+const HANDLED: [i32; 6] = [
+    INTERRUPT,
     libc::SIGSEGV,
     libc::SIGBUS,
     libc::SIGFPE,
@@ -86,7 +90,7 @@ pub(crate) struct Jail {
     listener: OwnedFd,
     event: OwnedFd,
     /// Ends with this.
-    _process: Process,
+    process: Process,
     runner: u32,
     /// The call in which the runner waits.
     waiting: u64,
@@ -144,7 +148,7 @@ impl Jail {
             board,
             listener,
             event,
-            _process: process,
+            process,
             runner: 0,
             waiting: 0,
             cpu: None,
@@ -177,7 +181,10 @@ impl Jail {
             if c_long::from(call.call) != expected {
                 return Err(failed(Broken));
             }
-            self.answer(call.id, 0, CONTINUE).map_err(failed)?;
+            let answered = self.answer(call.id, 0, CONTINUE).map_err(failed)?;
+            if !answered {
+                return Err(failed(Broken));
+            }
         }
         let call = self.next(&mut || true).map_err(failed)?;
         self.runner = call.pid;
@@ -187,18 +194,56 @@ impl Jail {
     }
 
     /// Lets the runner go on as the context says, until it stops again. `is_called` tells whether
-    /// it was asked to stop: then it has to do so soon.
+    /// it is asked to stop: then it does not go on at all, unless it `steps`, and so stops soon.
+    /// Whoever asks later has to [`interrupt`] it.
     ///
     /// # Errors
-    /// If it is gone, or won't.
-    pub(crate) fn run(&mut self, is_called: &mut dyn FnMut() -> bool) -> Result<(), Broken> {
-        self.answer(self.waiting, GO, 0)?;
-        let call = self.next(is_called)?;
-        if call.call != STOP_CALL {
-            return Err(Broken);
+    /// If it is gone, or does not stop.
+    pub(crate) fn run(
+        &mut self,
+        steps: bool,
+        is_called: &mut dyn FnMut() -> bool,
+    ) -> Result<(), Broken> {
+        let mut withdrawn = 0;
+        loop {
+            if !steps && is_called() {
+                return Ok(());
+            }
+            if self.answer(self.waiting, GO, 0)? {
+                break;
+            }
+            // A signal ended the call in which it waited, and it waits in another.
+            self.waiting = self.stop(&mut || true)?;
+            withdrawn += 1;
+            if withdrawn == WITHDRAWN_MAX {
+                return Err(Broken);
+            }
         }
-        self.waiting = call.id;
+        let (pid, runner) = self.runner();
+        let mut interrupts = || {
+            let called = is_called();
+            if called {
+                interrupt(pid, runner);
+            }
+            called
+        };
+        self.waiting = self.stop(&mut interrupts)?;
         Ok(())
+    }
+
+    /// The call by which the runner says that it has stopped.
+    fn stop(&self, is_called: &mut dyn FnMut() -> bool) -> Result<u64, Broken> {
+        let call = self.next(is_called)?;
+        if call.call == STOP_CALL {
+            Ok(call.id)
+        } else {
+            Err(Broken)
+        }
+    }
+
+    /// Its process and its thread that runs, for [`interrupt`].
+    pub(super) fn runner(&self) -> (i32, i32) {
+        (self.process.0, self.runner as i32)
     }
 
     /// Lets the mapper follow `orders`.
@@ -255,14 +300,16 @@ impl Jail {
             if result == 0 {
                 return Ok(call);
             }
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
+            // A signal to the runner may have withdrawn the call meanwhile.
+            let error = io::Error::last_os_error().raw_os_error();
+            if !matches!(error, Some(libc::EINTR | libc::ENOENT)) {
                 return Err(Broken);
             }
         }
     }
 
-    /// Waits until `file` has something.
+    /// Waits until `file` has something. Looks at `is_called` when a signal has come to this thread,
+    /// and now and then.
     fn wait(&self, file: &OwnedFd, is_called: &mut dyn FnMut() -> bool) -> Result<(), Broken> {
         let mut called = None;
         loop {
@@ -280,7 +327,8 @@ impl Jail {
         }
     }
 
-    fn answer(&self, id: u64, value: i64, flags: u32) -> Result<(), Broken> {
+    /// Answers call `id`. Returns whether somebody waited for that.
+    fn answer(&self, id: u64, value: i64, flags: u32) -> Result<bool, Broken> {
         let answer = Answer {
             id,
             value,
@@ -289,7 +337,22 @@ impl Jail {
         };
         // SAFETY: the kernel reads a structure of this size.
         let result = unsafe { libc::ioctl(self.listener.as_raw_fd(), SEND, &raw const answer) };
-        if result == 0 { Ok(()) } else { Err(Broken) }
+        match io::Error::last_os_error().raw_os_error() {
+            _ if result == 0 => Ok(true),
+            Some(libc::ENOENT) => Ok(false),
+            _ => Err(Broken),
+        }
+    }
+}
+
+/// Interrupts thread `runner` of jail `pid`. From any thread, and from signal handlers.
+pub(crate) fn interrupt(pid: i32, runner: i32) {
+    // SAFETY: sends a signal that whoever does not expect it ignores, and leaves what the thread
+    // that is perhaps in a signal handler takes for its last error as it was.
+    unsafe {
+        let error = *libc::__errno_location();
+        libc::syscall(libc::SYS_tgkill, pid, runner, INTERRUPT);
+        *libc::__errno_location() = error;
     }
 }
 
@@ -452,7 +515,7 @@ unsafe fn begin(child: &Child, parent: i32) -> ! {
             mask: 0,
         };
         let mut blocked = !0u64;
-        for signal in RAISED {
+        for signal in HANDLED {
             blocked &= !(1 << (signal - 1));
             let result = libc::syscall(libc::SYS_rt_sigaction, signal, &raw const action, 0, 8);
             is_well &= result == 0;
@@ -473,13 +536,14 @@ unsafe fn begin(child: &Child, parent: i32) -> ! {
 
 #[cfg(test)]
 mod tests {
+    use super::super::stub::ASKED;
     use super::*;
     use crate::context::ContextBox;
-    use crate::gate::Reason;
     use crate::store::Store;
     use memory::{GuestMemory, Kind, RegionSpec};
     use std::fs;
     use std::sync::Arc;
+    use x86::Rflags;
 
     /// Where the tests' programs have a page.
     const LINEAR: u64 = 0x55_5555_5000;
@@ -517,8 +581,23 @@ mod tests {
         /// Runs `code` until it stops.
         fn run(&mut self, code: &[u8]) -> Result<(), Broken> {
             self.store.memory.write(CODE, code);
-            self.context.jump = self.store.memory.address(CODE) as u64;
-            self.jail.run(&mut || true)
+            self.context.resume = self.begin();
+            self.go(0)
+        }
+
+        /// Lets it go on, for so many instructions if that is not 0.
+        fn go(&mut self, steps: u32) -> Result<(), Broken> {
+            self.context.stopped_by = 0;
+            self.context.steps = steps;
+            let is_stepped = steps != 0;
+            let trap = if is_stepped { Rflags::TF.bits() } else { 0 };
+            self.context.flags = Rflags::FIXED.bits() | trap;
+            self.jail.run(is_stepped, &mut || is_stepped)
+        }
+
+        /// Where the code begins.
+        fn begin(&self) -> u64 {
+            self.store.memory.address(CODE) as u64
         }
 
         /// The mapping of page 2 of guest memory at [`LINEAR`].
@@ -541,7 +620,7 @@ mod tests {
     #[test]
     fn it_has_nothing_of_the_monitor() {
         let fixture = fixture();
-        let path = |name: &str| format!("/proc/{}/{name}", fixture.jail._process.0);
+        let path = |name: &str| format!("/proc/{}/{name}", fixture.jail.process.0);
         let maps = fs::read_to_string(path("maps")).expect("maps");
         let of = |line: &str| {
             ["translated-code", "/dev/zero", "jail-orders", "[vsyscall]"]
@@ -552,8 +631,8 @@ mod tests {
         assert!(!maps.contains("wx"), "{maps}");
         let files = |task: u32| fs::read_dir(path(&format!("task/{task}/fd"))).map(Iterator::count);
         assert_eq!(files(fixture.jail.runner).ok(), Some(0));
-        assert_eq!(files(fixture.jail._process.0 as u32).ok(), Some(2));
-        for task in [fixture.jail.runner, fixture.jail._process.0 as u32] {
+        assert_eq!(files(fixture.jail.process.0 as u32).ok(), Some(2));
+        for task in [fixture.jail.runner, fixture.jail.process.0 as u32] {
             let status = fs::read_to_string(path(&format!("task/{task}/status"))).expect("status");
             assert!(status.contains("Seccomp:\t2") && status.contains("NoNewPrivs:\t1"));
         }
@@ -564,21 +643,21 @@ mod tests {
         let mut fixture = fixture();
         fixture.memory.ram().store(0x2000, 0x1234_5678_u64);
         assert_eq!(fixture.run(&access(LOAD)), Ok(()));
-        assert_eq!(fixture.context.reason, Reason::Fault as u32);
+        assert_eq!(fixture.context.stopped_by, libc::SIGSEGV as u32);
         assert_eq!(fixture.context.fault_address, LINEAR);
         fixture.map(false);
         assert_eq!(fixture.run(&access(LOAD)), Ok(()));
-        assert_eq!(fixture.context.fault_signal, libc::SIGILL as u32);
+        assert_eq!(fixture.context.stopped_by, libc::SIGILL as u32);
         assert_eq!(fixture.context.host[0], 0x1234_5678);
         assert_eq!(fixture.run(&access(STORE)), Ok(()));
-        assert_eq!(fixture.context.fault_signal, libc::SIGSEGV as u32);
+        assert_eq!(fixture.context.stopped_by, libc::SIGSEGV as u32);
         fixture.map(true);
         fixture.context.host[0] = 77;
         assert_eq!(fixture.run(&access(STORE)), Ok(()));
         assert_eq!(fixture.memory.ram().load::<u64>(0x2000), 77);
         fixture.jail.empty().expect("it is emptied");
         assert_eq!(fixture.run(&access(LOAD)), Ok(()));
-        assert_eq!(fixture.context.fault_signal, libc::SIGSEGV as u32);
+        assert_eq!(fixture.context.stopped_by, libc::SIGSEGV as u32);
     }
 
     #[test]
@@ -594,19 +673,127 @@ mod tests {
     }
 
     #[test]
-    fn one_that_does_not_stop_is_given_up() {
+    fn one_that_is_asked_to_stop_does_not_go_on() {
         let mut fixture = fixture();
-        assert_eq!(fixture.run(&[0xeb, 0xfe]), Err(Broken));
-        let pid = fixture.jail._process.0;
+        assert_eq!(fixture.jail.run(false, &mut || true), Ok(()));
+        assert_eq!(fixture.context.stopped_by, 0);
+    }
+
+    #[test]
+    fn one_that_does_not_stop_is_interrupted_where_it_is() {
+        let mut fixture = fixture();
+        let (pid, runner) = fixture.jail.runner();
+        // jmp to itself
+        let code = [0xeb, 0xfe];
+        for round in 0..100 {
+            let registers = std::array::from_fn(|n| round + 0x1111 * n as u64);
+            fixture.context.host = registers;
+            while fixture.context.stopped_by != INTERRUPT as u32 {
+                std::thread::scope(|scope| {
+                    scope.spawn(|| {
+                        std::thread::sleep(Duration::from_micros(300));
+                        interrupt(pid, runner);
+                    });
+                    assert_eq!(fixture.run(&code), Ok(()));
+                });
+            }
+            assert_eq!(fixture.context.host, registers);
+            assert_eq!(fixture.context.resume, fixture.begin());
+            fixture.context.stopped_by = 0;
+        }
+    }
+
+    #[test]
+    fn one_that_steps_stops_after_so_many_instructions_or_when_it_asks() {
+        let mut fixture = fixture();
+        // Eight times inc eax; then jmp gs:[assist_gate]
+        let mut code = [0xff, 0xc0].repeat(8);
+        code.extend([0x65, 0xff, 0x24, 0x25]);
+        code.extend(crate::context::field!(assist_gate).to_le_bytes());
+        fixture.store.memory.write(CODE, &code);
+        for steps in 1..8 {
+            (fixture.context.host[0], fixture.context.resume) = (0, fixture.begin());
+            assert_eq!(fixture.go(steps), Ok(()));
+            assert_eq!(fixture.context.stopped_by, libc::SIGTRAP as u32);
+            assert_eq!(fixture.context.host[0], steps.into());
+            assert_eq!(
+                fixture.context.resume,
+                fixture.begin() + u64::from(2 * steps)
+            );
+            // The rest of it, and some more.
+            assert_eq!(fixture.go(10), Ok(()));
+            assert_eq!(fixture.context.stopped_by, ASKED);
+            assert_eq!(fixture.context.host[0], 8);
+            assert!(!Rflags::from_bits_retain(fixture.context.flags).contains(Rflags::TF));
+        }
+    }
+
+    #[test]
+    fn one_that_can_not_be_interrupted_is_given_up() {
+        let mut fixture = fixture();
+        let (pid, _) = fixture.jail.runner();
+        // SAFETY: stops a child of this process.
+        unsafe { libc::kill(pid, libc::SIGSTOP) };
+        assert_eq!(fixture.go(1), Err(Broken));
         drop(fixture);
         assert!(!fs::exists(format!("/proc/{pid}")).expect("proc"));
+    }
+
+    /// Wherever signals come, in the program or in the stub, nothing is done twice or not at all.
+    #[test]
+    fn interrupts_change_nothing() {
+        use crate::context::field;
+        /// Rounds of the program's loop before it asks, and how often it does.
+        const ROUNDS: u64 = 20_000;
+        const ASKS: u64 = 5000;
+        let mut fixture = fixture();
+        // inc rax; mov gs:[jump], rbx; jmp gs:[jump], which goes behind itself as translated jumps
+        // do; dec rcx; jnz to the beginning; jmp gs:[assist_gate]
+        let jump = field!(jump).to_le_bytes();
+        let mut code = vec![0x48, 0xff, 0xc0, 0x65, 0x48, 0x89, 0x1c, 0x25];
+        code.extend(jump);
+        code.extend([0x65, 0xff, 0x24, 0x25]);
+        code.extend(jump);
+        let target = fixture.begin() + code.len() as u64;
+        code.extend([0x48, 0xff, 0xc9, 0x75]);
+        code.push(-(code.len() as i8 + 1) as u8);
+        code.extend([0x65, 0xff, 0x24, 0x25]);
+        code.extend(field!(assist_gate).to_le_bytes());
+        fixture.store.memory.write(CODE, &code);
+        let (pid, runner) = fixture.jail.runner();
+        let ended = std::sync::atomic::AtomicBool::new(false);
+        let mut interrupts = [0; 2];
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    interrupt(pid, runner);
+                    std::thread::sleep(Duration::from_micros(20));
+                }
+            });
+            let mut registers: [u64; 16] = std::array::from_fn(|n| 0x1111 * n as u64);
+            (registers[0], registers[3]) = (0, target);
+            fixture.context.host = registers;
+            for ask in 1..=ASKS {
+                fixture.context.host[1] = ROUNDS;
+                fixture.context.resume = fixture.begin();
+                while fixture.go(0) == Ok(()) && fixture.context.stopped_by != ASKED {
+                    let by = fixture.context.stopped_by;
+                    assert!(by == 0 || by == INTERRUPT as u32, "by {by}");
+                    interrupts[usize::from(by != 0)] += 1;
+                }
+                (registers[0], registers[1]) = (ask * ROUNDS, 0);
+                assert_eq!(fixture.context.host, registers);
+            }
+            ended.store(true, Ordering::Relaxed);
+        });
+        assert!(interrupts.iter().all(|n| *n > 5), "only {interrupts:?}");
     }
 
     #[test]
     fn one_that_dies_is_noticed() {
         let mut fixture = fixture();
         // SAFETY: ends a child of this process.
-        unsafe { libc::kill(fixture.jail._process.0, libc::SIGKILL) };
+        unsafe { libc::kill(fixture.jail.process.0, libc::SIGKILL) };
         assert_eq!(fixture.run(&[0xeb, 0xfe]), Err(Broken));
     }
 }

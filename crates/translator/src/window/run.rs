@@ -1,6 +1,7 @@
 //! The run loop of a vCPU whose code is in a jail.
 
 use super::jail::Broken;
+use super::stub::{ASKED, INTERRUPT};
 use crate::block::{BlockId, Key};
 use crate::gate::Reason;
 use crate::mode::Mode;
@@ -17,6 +18,9 @@ use x86::paging::is_canonical;
 /// The pages of so many bytes around one that is missing come along with it, if the guest has used
 /// them: what one page table maps.
 const AROUND: u64 = 2 << 20;
+/// So often may a jail be in the middle of an instruction before it is given up. Its code, if it is
+/// what was translated for it, is so for a few instructions of the host's.
+const AMISS_MAX: u32 = 100;
 /// So many blocks are translated before they are asked for.
 const AHEAD: u32 = 32;
 /// No guest address: an instruction fetch there raises #GP.
@@ -109,17 +113,9 @@ impl TranslatorVcpu {
     /// Lets the jail go on at host address `host`, with the registers in the context, until
     /// something has to be done that is not done on the way.
     pub(crate) fn run_jail(&mut self, number: usize, mut host: u64) {
+        let mut amiss = 0;
         loop {
-            self.context.jump = host;
-            self.windows.counters.stops += 1;
-            let bell = &self.bell;
-            let jail = &mut self.windows.spaces[number].jail;
-            let begin = Instant::now();
-            let result = jail.run(&mut || bell.is_ringing());
-            self.windows.inside += begin.elapsed();
-            self.vectors = Vectors::Area;
-            let next = result.and_then(|()| self.after_stop(number));
-            match next {
+            match self.run_and_stop(number, host, &mut amiss) {
                 Ok(Some(next)) => host = next,
                 Ok(None) => return,
                 Err(Broken) => {
@@ -133,18 +129,86 @@ impl TranslatorVcpu {
         }
     }
 
-    /// The jail has stopped: does what it wants, and returns where it goes on.
-    fn after_stop(&mut self, number: usize) -> Result<Option<u64>, Broken> {
-        // What is not the program's to say it does not say.
+    /// Lets the jail go on at `host` until it stops, and does what it wants. Returns where it goes
+    /// on. `amiss` is how often it was interrupted in vain, so that it goes as many steps.
+    fn run_and_stop(
+        &mut self,
+        number: usize,
+        host: u64,
+        amiss: &mut u32,
+    ) -> Result<Option<u64>, Broken> {
+        let context = &mut *self.context;
+        context.resume = host;
+        context.stopped_by = 0;
+        context.steps = *amiss;
+        context.flags = context.flags & Rflags::STATUS.bits() | Rflags::FIXED.bits();
+        if *amiss != 0 {
+            context.flags |= Rflags::TF.bits();
+        }
+        self.windows.counters.stops += 1;
+        let bell = &self.bell;
+        let jail = &mut self.windows.spaces[number].jail;
+        let begin = Instant::now();
+        bell.set_runner(Some(jail.runner()));
+        let result = jail.run(*amiss != 0, &mut || bell.is_ringing());
+        bell.set_runner(None);
+        self.windows.inside += begin.elapsed();
+        self.vectors = Vectors::Area;
+        result?;
+        self.take_back();
+        const INTERRUPTED: u32 = INTERRUPT as u32;
+        const STEPPED: u32 = libc::SIGTRAP as u32;
+        match self.context.stopped_by {
+            0 | INTERRUPTED | STEPPED => self.interrupted(amiss),
+            ASKED => {
+                *amiss = 0;
+                self.after_ask()
+            }
+            _ => self.window_fault(number),
+        }
+    }
+
+    /// The jail has stopped: what is not the program's to say it has not said.
+    fn take_back(&mut self) {
         let flags = self.core.rflags();
         let context = &mut *self.context;
         context.crossing.crossed = 0;
         context.interrupt_flag = (flags & Rflags::IF.bits()) as u32;
         context.access_flag = (flags & Rflags::AC.bits()) as u32;
+        context.fs_base = self.core.base(x86::SegmentRegister::Fs);
         context.gs_base = self.core.base(x86::SegmentRegister::Gs);
         context.kernel_gs_base = self.core.kernel_gs_base();
-        match context.reason {
-            reason if reason == Reason::Fault as u32 => self.window_fault(number),
+    }
+
+    /// The jail was interrupted, or did not even go on. Between two instructions, the registers are
+    /// the guest's, and what rings can be looked at. In the middle of one it goes some steps ahead,
+    /// one more each time: so it is at a better place soon, whatever loop it is in.
+    fn interrupted(&mut self, amiss: &mut u32) -> Result<Option<u64>, Broken> {
+        let host = self.context.resume;
+        let memory = &self.store.memory;
+        let position = memory.offset_of(host as usize).ok_or(Broken)?;
+        let block = self.store.block_at(position);
+        let found = block.and_then(|block| {
+            let (offset, scratch) = block.boundary(memory, position as u32)?;
+            Some((block.key, offset, scratch))
+        });
+        let Some((key, offset, scratch)) = found else {
+            self.windows.counters.amiss += 1;
+            *amiss += 1;
+            return if *amiss == AMISS_MAX {
+                Err(Broken)
+            } else {
+                Ok(Some(host))
+            };
+        };
+        let rip = self.address(key.linear, key.mode, offset.into());
+        self.core.set_rip(rip);
+        Ok(self.left(scratch))
+    }
+
+    /// Does what the code in the jail asks for.
+    fn after_ask(&mut self) -> Result<Option<u64>, Broken> {
+        match self.context.reason {
             reason if reason == Reason::Link as u32 => {
                 let argument = self.context.argument;
                 let block = self.store.block(argument >> 8).ok_or(Broken)?;
@@ -257,21 +321,29 @@ impl TranslatorVcpu {
     fn window_fault(&mut self, number: usize) -> Result<Option<u64>, Broken> {
         const PAGE_FAULT: u32 = 14;
         const WRITE: u32 = 2;
-        let rip = self.context.jump;
+        let rip = self.context.resume;
         let position = self.store.memory.offset_of(rip as usize).ok_or(Broken)?;
         let block = self.store.block_at(position).ok_or(Broken)?;
-        let memory = &self.store.memory;
-        if block.guest_offset(memory, position as u32) == u16::MAX {
+        let offset = block.guest_offset(&self.store.memory, position as u32);
+        if offset == u16::MAX {
             return Err(Broken);
         }
+        let generation = self.store.generation;
         let (vector, error) = (self.context.fault_vector, self.context.fault_error);
         let address = self.context.fault_address;
         if vector == PAGE_FAULT && self.fill_window(number, address, error & WRITE != 0)? {
-            return Ok(Some(rip));
+            if self.store.generation == generation {
+                return Ok(Some(rip));
+            }
+            // The block went when permissions changed. It did nothing of this instruction yet.
+            let rip = self.address(block.key.linear, block.key.mode, offset.into());
+            self.core.set_rip(rip);
+            return Ok(self.left(block.scratch));
         }
         self.record.registers = self.context.host;
         self.record.rip = rip;
         self.record.rflags = self.context.flags;
+        self.context.reason = Reason::Fault as u32;
         Ok(None)
     }
 

@@ -30,6 +30,8 @@ pub(crate) struct Counters {
     pub(crate) jails: u64,
     pub(crate) runs: u64,
     pub(crate) stops: u64,
+    /// Of which in vain, in the middle of an instruction.
+    pub(crate) amiss: u64,
     pub(crate) fills: u64,
     pub(crate) mapped: u64,
     pub(crate) unmapped: u64,

@@ -13,8 +13,9 @@
 
 use super::orders::order;
 use crate::context::{XSAVE_BYTES, field};
-use crate::gate::{Reason, load_registers_and_go, save_registers};
+use crate::gate::{load_registers, save_registers};
 use std::arch::global_asm;
+use x86::Rflags;
 
 /// XSAVE components: x87, SSE, AVX (SDM vol. 1, 13.1).
 const COMPONENTS: u32 = 7;
@@ -22,6 +23,13 @@ const COMPONENTS: u32 = 7;
 pub(super) const GO: i64 = 1;
 /// The system call by which the runner says that it has stopped.
 pub(super) const STOP_CALL: i32 = libc::SYS_getpid as i32;
+
+/// [`Context::stopped_by`](crate::context::Context::stopped_by) of a runner that asks the monitor
+/// for what [`Context::reason`](crate::context::Context::reason) says. No signal has this number.
+pub(super) const ASKED: u32 = 1 << 16;
+/// The signal by which the monitor interrupts a runner. To a process that does not expect it, as
+/// another one that has got a jail's number, it means nothing.
+pub(super) const INTERRUPT: i32 = libc::SIGURG;
 
 /// The runner shares everything with the mapper but, soon, its table of descriptors.
 const THREAD: i32 = libc::CLONE_VM
@@ -170,6 +178,7 @@ global_asm!(
     "doppel_jail_ask:",
     save_registers!(),
     "cld
+    mov dword ptr gs:[{stopped_by}], {asked}
     mov eax, {components}
     xor edx, edx
     xsave64 gs:[{xsave}]
@@ -183,12 +192,79 @@ global_asm!(
     xrstor64 gs:[{xsave}]
     mov rax, gs:[{fs_base}]
     wrfsbase rax
-    mov rsp, gs:[{host_rsp}]",
-    load_registers_and_go!(),
-    // The handler of signals that an instruction raised: RDI is the signal, RDX the ucontext. The
-    // runner never returns from it; the monitor says where it goes on.
+    mov rsp, gs:[{host_rsp}]
+    mov eax, ss
+    push rax
+    push qword ptr gs:[{host} + 32]
+    push qword ptr gs:[{flags}]
+    mov eax, cs
+    push rax
+    push qword ptr gs:[{resume}]",
+    load_registers!(),
+    // With TF set, the first trap comes behind one instruction of translated code.
+    "iretq",
+    // The handler of signals: EDI is the signal, RDX the ucontext. From what came in translated
+    // code the runner does not return; the monitor says where it goes on.
+    //
+    // The monitor's own signal may come in the code here. On the way to the monitor, or in this
+    // handler, all goes on as if it had not come: what rt_sigreturn(2) does, which is a system
+    // call. On the way back nothing has changed yet, so the runner waits once more instead.
+    //
+    // Traps of single steps are counted. On the way to the monitor there are no more of them.
     "doppel_jail_signal:
-    mov gs:[{fault_signal}], edi
+    cmp edi, {trap}
+    je 2f
+    cmp edi, {interrupt}
+    jne 5f
+    2: mov rax, [rdx + {greg} + 8 * 16]
+    lea rcx, [rip + doppel_jail_ask]
+    cmp rax, rcx
+    jb 3f
+    lea rcx, [rip + doppel_jail_end]
+    cmp rax, rcx
+    jae 3f
+    and qword ptr [rdx + {greg} + 8 * 17], {no_trap}
+    lea rcx, [rip + doppel_jail_signal]
+    cmp rax, rcx
+    jae 4f
+    lea rcx, [rip + doppel_jail_wait]
+    cmp rax, rcx
+    jb 4f
+    mov rsp, gs:[{host_rsp}]
+    jmp doppel_jail_wait
+    3: cmp edi, {trap}
+    jne 5f
+    sub dword ptr gs:[{steps}], 1
+    jbe 5f
+    4: mov rbx, rdx
+    mov rsi, [rbx + {greg} + 8 * 23]
+    mov eax, {components}
+    xor edx, edx
+    xrstor64 [rsi]
+    mov eax, ss
+    push rax
+    push qword ptr [rbx + {greg} + 8 * 15]
+    push qword ptr [rbx + {greg} + 8 * 17]
+    mov eax, cs
+    push rax
+    push qword ptr [rbx + {greg} + 8 * 16]
+    mov r8, [rbx + {greg} + 8 * 0]
+    mov r9, [rbx + {greg} + 8 * 1]
+    mov r10, [rbx + {greg} + 8 * 2]
+    mov r11, [rbx + {greg} + 8 * 3]
+    mov r12, [rbx + {greg} + 8 * 4]
+    mov r13, [rbx + {greg} + 8 * 5]
+    mov r14, [rbx + {greg} + 8 * 6]
+    mov r15, [rbx + {greg} + 8 * 7]
+    mov rdi, [rbx + {greg} + 8 * 8]
+    mov rsi, [rbx + {greg} + 8 * 9]
+    mov rbp, [rbx + {greg} + 8 * 10]
+    mov rdx, [rbx + {greg} + 8 * 12]
+    mov rax, [rbx + {greg} + 8 * 13]
+    mov rcx, [rbx + {greg} + 8 * 14]
+    mov rbx, [rbx + {greg} + 8 * 11]
+    iretq
+    5: mov gs:[{stopped_by}], edi
     mov rax, [rdx + {greg} + 8 * 13]
     mov gs:[{host} + 0], rax
     mov rax, [rdx + {greg} + 8 * 14]
@@ -222,7 +298,7 @@ global_asm!(
     mov rax, [rdx + {greg} + 8 * 7]
     mov gs:[{host} + 120], rax
     mov rax, [rdx + {greg} + 8 * 16]
-    mov gs:[{jump}], rax
+    mov gs:[{resume}], rax
     mov rax, [rdx + {greg} + 8 * 17]
     mov gs:[{flags}], rax
     mov rax, [rdx + {greg} + 8 * 19]
@@ -236,7 +312,6 @@ global_asm!(
     mov ecx, {xsave_bytes} / 8
     cld
     rep movsq
-    mov dword ptr gs:[{reason}], {fault}
     mov rsp, gs:[{host_rsp}]
     jmp doppel_jail_wait
     doppel_jail_end:
@@ -280,10 +355,13 @@ global_asm!(
     xsave_address = const field!(xsave_address),
     xsave_bytes = const XSAVE_BYTES,
     fs_base = const field!(fs_base),
-    jump = const field!(jump),
-    reason = const field!(reason),
-    fault = const Reason::Fault as u32,
-    fault_signal = const field!(fault_signal),
+    resume = const field!(resume),
+    steps = const field!(steps),
+    trap = const libc::SIGTRAP,
+    no_trap = const !(Rflags::TF.bits() as i32),
+    stopped_by = const field!(stopped_by),
+    asked = const ASKED,
+    interrupt = const INTERRUPT,
     fault_error = const field!(fault_error),
     fault_vector = const field!(fault_vector),
     fault_address = const field!(fault_address),

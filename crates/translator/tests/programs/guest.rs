@@ -73,7 +73,7 @@ impl Platform for Port {
 pub(crate) struct Guest {
     memory: Arc<GuestMemory>,
     pub(crate) clock: Clock,
-    _engine: Arc<Translator>,
+    pub(crate) engine: Arc<Translator>,
     pub(crate) vcpus: Vec<Box<dyn Vcpu>>,
     port: Arc<Port>,
     next_table: u64,
@@ -95,7 +95,8 @@ impl Guest {
         Self::with(1, &options)
     }
 
-    fn with(vcpus: u32, options: &Options) -> Self {
+    /// As [`Guest::new`].
+    pub(crate) fn with(vcpus: u32, options: &Options) -> Self {
         let memory = GuestMemory::new(&[RegionSpec {
             gpa: 0,
             len: MEMORY_BYTES,
@@ -124,7 +125,7 @@ impl Guest {
         Self {
             memory,
             clock,
-            _engine: engine,
+            engine,
             vcpus,
             port,
             next_table: TABLES,

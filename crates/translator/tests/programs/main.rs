@@ -9,3 +9,4 @@ mod lock_step;
 mod straddling;
 mod time;
 mod tlb;
+mod windows;
