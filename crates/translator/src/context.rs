@@ -34,9 +34,6 @@ pub(crate) const FILLED_BITS: usize =
 pub(crate) const JUMP_ENTRIES: usize = 1 << 14;
 /// The bits of a guest address that index a jump cache.
 const JUMP_MASK: u64 = JUMP_ENTRIES as u64 - 1;
-/// In a jail, all tables are one: it has code of one mode only, and a jump that is not in the
-/// cache stops it.
-const JAIL_MASK: u64 = (JUMP_ENTRIES * JUMP_CACHES) as u64 - 1;
 /// Jump caches: one for each [`Mode::slot`](crate::mode::Mode::slot).
 pub(crate) const JUMP_CACHES: usize = 8;
 /// Bytes of a jail's stacks: a signal's frame has all vector registers of the host.
@@ -322,10 +319,8 @@ impl Bell {
 
     /// Ends the ringing. Whatever is asked for after that rings again.
     pub(crate) fn silence(&self) {
-        for (number, (attention, mask)) in self.fields().enumerate() {
-            // The first is the vCPU's own.
-            let bits = if number == 0 { JUMP_MASK } else { JAIL_MASK };
-            mask.store(bits, Ordering::SeqCst);
+        for (attention, mask) in self.fields() {
+            mask.store(JUMP_MASK, Ordering::SeqCst);
             attention.store(0, Ordering::SeqCst);
         }
     }
@@ -382,9 +377,10 @@ impl ContextBox {
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )
         }?;
-        Ok(Self::in_memory(
-            NonNull::new(memory.cast()).expect("not null"),
-        ))
+        let mut context = Self::in_memory(NonNull::new(memory.cast()).expect("not null"));
+        context.begin();
+        context.empty_tlb();
+        Ok(context)
     }
 
     /// One in shared memory, where guest programs have nothing, for a jail.
@@ -429,11 +425,9 @@ impl ContextBox {
         self.host_rsp = &raw const self.stack as u64 + STACK_BYTES as u64;
     }
 
-    /// Zeroed memory that becomes the context's.
+    /// Zeroed memory that becomes the context's, in which nothing is set yet.
     fn in_memory(memory: NonNull<Context>) -> Self {
-        let mut context = Self(Arc::new(Mapping(memory)));
-        context.begin();
-        context
+        Self(Arc::new(Mapping(memory)))
     }
 
     /// Sets what is not zero.
@@ -445,6 +439,12 @@ impl ContextBox {
         self.bits_of_32 = 31;
         self.host_mxcsr = native::MXCSR_RESET;
         self.tells_use = (std::arch::x86_64::__cpuid_count(0xd, 1).eax >> 2) & 1;
+        self.generations = [1; 2];
+        self.write_generation = 1;
+    }
+
+    /// Makes the TLB's entries match nothing. A jail has no TLB.
+    fn empty_tlb(&mut self) {
         // A tag of 0 matches addresses of page 0. Accesses that begin there ask entry 0, and those
         // that come there from the end of the address space one of the last.
         let last = TLB_ENTRIES - REACH_PAGES..TLB_ENTRIES;
@@ -453,8 +453,6 @@ impl ContextBox {
                 table[index] = TlbEntry::empty(index);
             }
         }
-        self.generations = [1; 2];
-        self.write_generation = 1;
     }
 
     /// The addresses that it takes.

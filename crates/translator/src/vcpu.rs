@@ -271,7 +271,7 @@ impl TranslatorVcpu {
             context,
             bell,
             store,
-            lookup: Lookup::new(1),
+            lookup: Lookup::default(),
             units: Mode::empty(),
             vectors: Vectors::Core,
             taken: None,
