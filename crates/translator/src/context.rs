@@ -19,7 +19,14 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 pub(crate) const TLB_ENTRIES: usize = 4096;
 /// Pages from that in which a checked access begins to the one in which it ends, at most: checks
 /// look up the first byte's entry and compare the last byte's page.
-pub(crate) const REACH_PAGES: usize = 8;
+pub(crate) const REACH_PAGES: usize = 16;
+/// Elements of a string that inline code serves are fewer, a power of two: a page full of bytes is
+/// such a string.
+pub(crate) const STRING_COUNT_END: usize = 8192;
+const _: () = assert!(
+    STRING_COUNT_END * 8 <= REACH_PAGES * 4096,
+    "the reach of a check of elements of 8 bytes"
+);
 /// Entries of a view of its second level, a power of two: 256 MiB in one piece fit.
 pub(crate) const SECOND_ENTRIES: usize = 1 << 16;
 /// Views of the software TLB: supervisor with user pages, supervisor without, user.
@@ -138,6 +145,7 @@ pub(crate) struct Context {
     pub(crate) fs_base: u64,
     pub(crate) gs_base: u64,
     pub(crate) kernel_gs_base: u64,
+    pub(crate) cr2: u64,
     /// RFLAGS but for the arithmetic flags, DF, IF and AC, as PUSHF shows it.
     pub(crate) other_flags: u64,
     /// Selects the arithmetic flags.
@@ -157,6 +165,8 @@ pub(crate) struct Context {
     pub(crate) tlb_mask: u64,
     /// Selects the bits of an address above the offset in a page.
     pub(crate) page_mask: u64,
+    /// Selects the bits that make a count too large for an inline string instruction.
+    pub(crate) count_mask: u64,
     /// Selects the bits of an address, or of its hash, that index a jump cache. 0 makes every look-up miss: how
     /// indirect jumps poll.
     pub(crate) jump_mask: AtomicU64,
@@ -434,6 +444,7 @@ impl ContextBox {
     fn begin(&mut self) {
         self.tlb_mask = (TLB_ENTRIES as u64 - 1) << 12;
         self.page_mask = !0xfff;
+        self.count_mask = !(STRING_COUNT_END as u64 - 1);
         self.status_mask = x86::Rflags::STATUS.bits();
         self.bits_of_64 = 63;
         self.bits_of_32 = 31;

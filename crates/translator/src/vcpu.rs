@@ -700,6 +700,7 @@ impl TranslatorVcpu {
         context.fs_base = self.core.base(SegmentRegister::Fs);
         context.gs_base = self.core.base(SegmentRegister::Gs);
         context.kernel_gs_base = self.core.kernel_gs_base();
+        context.cr2 = self.core.cr2();
         context.tsc_offset = self.core.tsc_offset();
         context.tsc_aux = self.core.tsc_aux();
         self.give_crossing();
