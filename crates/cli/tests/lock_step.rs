@@ -50,10 +50,12 @@ fn counts(options: &[&str]) -> [u64; 2] {
     let output = command.output().expect("doppel starts");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{said}");
-    ["blocks checked by the interpreter", "blocks not checked"].map(|name| {
-        let line = said.lines().find_map(|line| line.strip_prefix(name));
+    ["blocks checked", "blocks not checked"].map(|name| {
+        let line = said.lines().find_map(|l| l.trim_start().strip_prefix(name));
         let number = line.and_then(|line| line.split_whitespace().next());
-        number.map_or(0, |number| number.parse().expect("a number"))
+        number.map_or(0, |number| {
+            number.replace(',', "").parse().expect("a number")
+        })
     })
 }
 

@@ -11,9 +11,11 @@
 #![forbid(unsafe_code)]
 
 mod exit;
+mod statistics;
 mod trace;
 
 pub use exit::{Access, Exit, Platform, Space, Stop};
+pub use statistics::{Quantity, RUNNING, Statistic, TIME};
 pub use trace::{Event, Kinds, Tracer};
 
 use clock::Clock;
@@ -21,9 +23,6 @@ use memory::GuestMemory;
 use std::sync::Arc;
 use x86::VcpuState;
 use x86::cpuid::Table;
-
-/// In [`Vcpu::statistics`]: the time spent in [`Vcpu::run`], halts included.
-pub const RUNNING_TIME: &str = "time running (us)";
 
 /// What an engine is made from.
 #[derive(Clone)]
@@ -83,9 +82,8 @@ pub trait Vcpu: Send {
     /// setting bits in them; `None` where nothing is mapped.
     fn translate(&self, linear: u64) -> Option<u64>;
 
-    /// Counters of the engine's own, by name, for people. Those whose names end in "(us)" are times
-    /// in microseconds, among them [`RUNNING_TIME`].
-    fn statistics(&self) -> Vec<(&'static str, u64)>;
+    /// What the engine counted, for people. [`RUNNING`] is among it.
+    fn statistics(&self) -> Vec<Statistic>;
 }
 
 /// What a debugger wants to stop for.

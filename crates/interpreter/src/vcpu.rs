@@ -4,7 +4,7 @@ use crate::cache::{Block, Cache, Extent};
 use crate::cpu::{Cpu, Raised};
 use crate::events::{Event, TripleFault};
 use crate::mailbox::{CODE_WRITTEN, FORGET_WRITES, INTERRUPT, KICK};
-use engine::{DebugRequest, Exit, Platform, Stop};
+use engine::{DebugRequest, Exit, Platform, Statistic, Stop};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use x86::{Activity, Rflags, VcpuState, Vector};
@@ -69,22 +69,25 @@ impl engine::Vcpu for InterpreterVcpu {
         self.cpu.peek(linear)
     }
 
-    fn statistics(&self) -> Vec<(&'static str, u64)> {
+    fn statistics(&self) -> Vec<Statistic> {
+        const EVENTS: &str = "events";
+        const OWN: &str = "interpreter";
         let counters = &self.cpu.counters;
-        let mut all = self.times().to_vec();
-        all.extend([
-            ("instructions", counters.instructions),
-            ("blocks", counters.blocks),
-            ("decoded instructions", self.cache.decoded),
-            ("invalidated blocks", self.cache.invalidated),
-            ("cache flushes", self.cache.flushes),
-            ("TLB misses", self.cpu.tlb.misses),
-            ("TLB flushes", self.cpu.tlb.flushes),
-            ("exceptions", counters.exceptions),
-            ("interrupts", counters.interrupts),
-            ("halts", counters.halts),
-        ]);
-        all
+        let own = |name, value| Statistic::events(OWN, name, value);
+        vec![
+            Statistic::time(engine::RUNNING, counters.running),
+            Statistic::time("halted", counters.halted),
+            Statistic::events(EVENTS, "interrupts", counters.interrupts),
+            Statistic::events(EVENTS, "exceptions", counters.exceptions),
+            Statistic::events(EVENTS, "halts", counters.halts),
+            own("instructions", counters.instructions),
+            own("blocks", counters.blocks),
+            own("instructions decoded", self.cache.decoded),
+            own("blocks dropped", self.cache.invalidated),
+            own("flushes of all blocks", self.cache.flushes),
+            own("TLB misses", self.cpu.tlb.misses),
+            own("TLB flushes", self.cpu.tlb.flushes),
+        ]
     }
 }
 
@@ -131,19 +134,6 @@ impl InterpreterVcpu {
         }
     }
 
-    /// How long this vCPU has run, and for how much of that it was halted, for
-    /// [`engine::Vcpu::statistics`].
-    pub fn times(&self) -> [(&'static str, u64); 2] {
-        let Counters {
-            running, halted, ..
-        } = self.cpu.counters;
-        let micros = |time: Duration| time.as_micros() as u64;
-        [
-            (engine::RUNNING_TIME, micros(running)),
-            ("time in halts (us)", micros(halted)),
-        ]
-    }
-
     /// Whether [`InterpreterVcpu::attend`] is to be called before guest code goes on.
     #[inline(always)]
     pub fn wants_attention(&self) -> bool {
@@ -176,7 +166,6 @@ impl InterpreterVcpu {
             && !(system.contains(Rflags::IF) && cpu.interrupt_waits());
         if is_quiet {
             cpu.budget = BUDGET;
-            cpu.end_resume_flag();
         }
         is_quiet
     }
@@ -344,7 +333,6 @@ impl InterpreterVcpu {
             cpu.attend();
             return Next::Instruction;
         }
-        cpu.end_resume_flag();
         Next::Blocks
     }
 
@@ -460,16 +448,9 @@ impl Cpu {
                 || self.flags.system().contains(Rflags::IF) && self.interrupt_waits())
     }
 
-    /// Nothing comes before the instruction at RIP, whose end leaves RF clear. In between only
-    /// breakpoints on code, of which there are none, would ask for it: a fault pushes it as 1.
-    #[inline]
-    fn end_resume_flag(&mut self) {
-        self.flags.set_system(Rflags::RF, false);
-    }
-
     /// Whether each instruction must be looked at by itself.
     fn steps_singly(&self) -> bool {
-        self.flags.system().contains(Rflags::TF)
+        self.flags.system().intersects(Rflags::TF | Rflags::RF)
             || self.watches_code()
             || self.debug.steps_singly()
             || self.trace.contains(engine::Kinds::INSTRUCTIONS)

@@ -337,7 +337,7 @@ mod tests {
         fn translate(&self, _: u64) -> Option<u64> {
             None
         }
-        fn statistics(&self) -> Vec<(&'static str, u64)> {
+        fn statistics(&self) -> Vec<engine::Statistic> {
             Vec::new()
         }
     }

@@ -39,4 +39,4 @@ pub use report::VcpuReport;
 pub use snapshot::Snapshot;
 pub use trace::{TraceSink, parse_kinds};
 
-pub use engine::{Kinds, RUNNING_TIME};
+pub use engine::{Kinds, Quantity, RUNNING, Statistic, TIME};

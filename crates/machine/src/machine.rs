@@ -351,7 +351,7 @@ impl Machine {
     }
 
     /// What the engine counted, by vCPU.
-    pub fn statistics(&self) -> Vec<Vec<(&'static str, u64)>> {
+    pub fn statistics(&self) -> Vec<Vec<engine::Statistic>> {
         self.vcpus
             .iter()
             .map(|vcpu| lock(vcpu).statistics())

@@ -16,6 +16,7 @@ mod perf_map;
 mod plan;
 mod refill;
 mod signals;
+mod statistics;
 mod store;
 mod timer;
 mod translator;

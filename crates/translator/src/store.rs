@@ -36,8 +36,29 @@ pub(crate) struct Counters {
     pub(crate) record_bytes: u64,
     pub(crate) linked: u64,
     pub(crate) adapters: u64,
-    pub(crate) invalidated: u64,
     pub(crate) flushes: u64,
+}
+
+impl Counters {
+    /// Takes what `other` has counted since the last time.
+    pub(crate) fn take(&mut self, other: &mut Self) {
+        let Self {
+            translated,
+            translated_insns,
+            translated_bytes,
+            record_bytes,
+            linked,
+            adapters,
+            flushes,
+        } = std::mem::take(other);
+        self.translated += translated;
+        self.translated_insns += translated_insns;
+        self.translated_bytes += translated_bytes;
+        self.record_bytes += record_bytes;
+        self.linked += linked;
+        self.adapters += adapters;
+        self.flushes += flushes;
+    }
 }
 
 /// The translations of a vCPU.
@@ -427,7 +448,6 @@ impl Store {
             let Some(block) = self.blocks.remove(&mut self.memory, *id) else {
                 continue;
             };
-            self.counters.invalidated += 1;
             entries.push(self.memory.address(block.entry as usize) as u64);
             // The exits of dropped blocks are among them, and do no harm: nothing takes their
             // place before the cache is emptied.

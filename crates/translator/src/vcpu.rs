@@ -15,7 +15,7 @@ use crate::timer::{Ring, Timer};
 use crate::translator::Options;
 use crate::vectors;
 use crate::window::Windows;
-use engine::{DebugRequest, Exit, Platform, Vcpu};
+use engine::{DebugRequest, Exit, Platform, Statistic, Vcpu};
 use interpreter::{Changes, DataPage, Doorbell, InterpreterVcpu, Next, Remote};
 use std::io;
 use std::sync::Arc;
@@ -180,73 +180,8 @@ impl Vcpu for TranslatorVcpu {
         self.core.translate(linear)
     }
 
-    fn statistics(&self) -> Vec<(&'static str, u64)> {
-        let (own, store) = (&self.counters, &self.store.counters);
-        let mut all = self.core.times().to_vec();
-        all.extend([
-            ("time translating (us)", own.translating.as_micros() as u64),
-            ("translated blocks", store.translated),
-            ("translated instructions", store.translated_insns),
-            ("translated bytes", store.translated_bytes),
-            ("bytes of blocks' records", store.record_bytes),
-            ("blocks in the cache", self.store.blocks.len() as u64),
-            ("bytes of the cache in use", self.store.used() as u64),
-            ("bytes of the cache", self.store.memory.capacity() as u64),
-            ("dropped: code was written", own.rewritten),
-            ("dropped: code is elsewhere now", own.displaced),
-            ("cache flushes: it was full", own.full),
-            (
-                "cache flushes: all code may be new",
-                store.flushes - own.full,
-            ),
-            ("links", store.linked),
-            ("links with an adapter", store.adapters),
-            ("entries into translated code", own.entries),
-            ("assists: exits not linked", own.links),
-            ("assists: polls", own.polls),
-            ("assists: jump cache misses", own.indirect),
-            ("assists: jumps that polled", own.rung),
-            ("assists: instructions for the interpreter", own.callouts),
-            ("assists: TLB misses", self.lookup.fills),
-            ("assists: accesses for the interpreter", own.accesses),
-            ("signals", own.faults),
-            ("shared checks that failed", own.singles),
-            ("second TLB hits", self.context.refills),
-            ("second jump cache hits", self.context.second_hits),
-            ("jump cache fills", self.lookup.jump_fills),
-            ("looks at requests and timers", own.attended),
-            ("flushes of everything", own.forgot_all),
-            ("flushes of what is not global", own.forgot_locals),
-            ("flushes of the lower half", own.forgot_lower),
-            ("flushes of permissions to write", own.forgot_writes),
-            ("kernel pages checked after flushes", own.checked_pages),
-            (
-                "interpreted blocks outside translated modes",
-                own.interpreted,
-            ),
-        ]);
-        let windows = &self.windows.counters;
-        all.extend([
-            ("windows opened", windows.opened),
-            ("window processes", windows.jails),
-            ("window processes that broke", windows.broken),
-            ("runs in windows", windows.runs),
-            ("stops of windows", windows.stops),
-            ("stops of windows inside of an instruction", windows.amiss),
-            ("window fills", windows.fills),
-            ("pages mapped in windows", windows.mapped),
-            ("pages unmapped from windows", windows.unmapped),
-        ]);
-        if let Some(lockstep) = &self.lockstep {
-            all.extend([
-                ("blocks checked by the interpreter", lockstep.checked),
-                ("instructions in them", lockstep.checked_instructions),
-                ("blocks not checked", lockstep.unchecked),
-            ]);
-        }
-        // The times are there already.
-        all.extend(self.core.statistics().into_iter().skip(2));
-        all
+    fn statistics(&self) -> Vec<Statistic> {
+        self.all_statistics()
     }
 }
 
@@ -271,7 +206,7 @@ impl TranslatorVcpu {
             context,
             bell,
             store,
-            lookup: Lookup::default(),
+            lookup: Lookup::new(1),
             units: Mode::empty(),
             vectors: Vectors::Core,
             taken: None,
@@ -700,7 +635,6 @@ impl TranslatorVcpu {
         context.fs_base = self.core.base(SegmentRegister::Fs);
         context.gs_base = self.core.base(SegmentRegister::Gs);
         context.kernel_gs_base = self.core.kernel_gs_base();
-        context.cr2 = self.core.cr2();
         context.tsc_offset = self.core.tsc_offset();
         context.tsc_aux = self.core.tsc_aux();
         self.give_crossing();

@@ -3,7 +3,7 @@
 use super::registers::{Pc, Register, RegisterFile, from_bytes};
 use crate::Machine;
 use crate::control::Event;
-use engine::{DebugRequest, Stop, Watchpoint};
+use engine::{DebugRequest, Statistic, Stop, Watchpoint};
 use gdbstub::common::{Signal, Tid};
 use gdbstub::outputln;
 use gdbstub::stub::MultiThreadStopReason;
@@ -219,9 +219,13 @@ impl<'m> Debuggee<'m> {
     fn statistics(&self) -> String {
         let mut text = self.machine.engine_name().to_owned();
         for (index, counters) in self.machine.statistics().iter().enumerate() {
-            for (name, value) in counters {
+            for Statistic {
+                group, name, value, ..
+            } in counters
+            {
+                let name = format_args!("{group}: {name}").to_string();
                 // Writing to a string can't fail.
-                let _ = write!(text, "\nvCPU {index}  {name:<22} {value:>15}");
+                let _ = write!(text, "\nvCPU {index}  {name:<45} {value:>15}");
             }
         }
         text

@@ -52,6 +52,9 @@ pub enum When {
 pub(super) struct Heat {
     when: When,
     known: Vec<Warmth>,
+    /// Finds so far, and windows that were closed.
+    pub(super) found: u64,
+    pub(super) closed: u64,
 }
 
 impl Heat {
@@ -59,6 +62,8 @@ impl Heat {
         Self {
             when,
             known: Vec::new(),
+            found: 0,
+            closed: 0,
         }
     }
 
@@ -93,7 +98,8 @@ impl Heat {
         }
         let entered = entries.wrapping_sub(warmth.entries).max(1);
         let is_long = time >= LONG * u32::try_from(entered).unwrap_or(u32::MAX);
-        if time < APART.end && is_long {
+        let is_find = time < APART.end && is_long;
+        if is_find {
             warmth.finds += 1;
         } else {
             warmth.finds = 0;
@@ -103,6 +109,7 @@ impl Heat {
         if opens {
             warmth.credit = Some(CREDIT);
         }
+        self.found += u64::from(is_find);
         opens
     }
 
@@ -130,6 +137,7 @@ impl Heat {
         if warmth.credit.is_none() {
             warmth.finds = 0;
             warmth.wanted = (warmth.wanted * 4).min(FINDS_MAX);
+            self.closed += 1;
         }
     }
 

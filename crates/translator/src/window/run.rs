@@ -68,10 +68,14 @@ impl TranslatorVcpu {
         self.vectors_to_core();
         self.exchange(number);
         self.windows.active = None;
+        let translated = &mut self.windows.spaces[number].store.counters;
+        self.windows.translations.take(translated);
         let pending = std::mem::take(&mut self.windows.pending);
         self.apply(pending);
         let stops = self.windows.counters.stops - stops;
         let (time, inside) = (begin.elapsed(), self.windows.inside);
+        self.windows.counters.time += time;
+        self.windows.counters.inside += inside;
         self.windows.heat.ran(cr3, time, inside, stops);
         exit
     }
@@ -83,6 +87,7 @@ impl TranslatorVcpu {
         swap(&mut self.store, &mut space.store);
         swap(&mut self.lookup, &mut space.lookup);
         swap(&mut self.units, &mut space.units);
+        swap(&mut self.counters, &mut self.windows.assists);
         (self.taken, self.missed) = (None, None);
     }
 
@@ -201,6 +206,7 @@ impl TranslatorVcpu {
                 Ok(Some(host))
             };
         };
+        self.windows.counters.interrupted += 1;
         let rip = self.address(key.linear, key.mode, offset.into());
         self.core.set_rip(rip);
         Ok(self.left(scratch))

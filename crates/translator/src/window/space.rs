@@ -5,7 +5,7 @@ use super::jail::{Broken, Jail};
 use super::orders::Order;
 use super::stub::Stub;
 use crate::block::Key;
-use crate::context::{Bell, ContextBox, JAILS};
+use crate::context::{Bell, ContextBox, JAILS, JUMP_CACHES};
 use crate::lookup::Lookup;
 use crate::mode::Mode;
 use crate::store::{PAGE, Store};
@@ -30,12 +30,17 @@ pub(crate) struct Counters {
     pub(crate) jails: u64,
     pub(crate) runs: u64,
     pub(crate) stops: u64,
-    /// Of which in vain, in the middle of an instruction.
+    /// Of which somebody interrupted them: between two instructions, and in vain, in the middle of
+    /// one.
+    pub(crate) interrupted: u64,
     pub(crate) amiss: u64,
     pub(crate) fills: u64,
     pub(crate) mapped: u64,
     pub(crate) unmapped: u64,
     pub(crate) broken: u64,
+    /// How long windows ran, and how much of that their code did.
+    pub(crate) time: Duration,
+    pub(crate) inside: Duration,
 }
 
 /// A page of guest memory in a jail.
@@ -79,7 +84,7 @@ impl Space {
             Ok(store) => Ok(Self {
                 cr3,
                 store,
-                lookup: Lookup::default(),
+                lookup: Lookup::new(JUMP_CACHES),
                 units: Mode::empty(),
                 pages: BTreeMap::new(),
                 pending: Changes::default(),
@@ -158,6 +163,10 @@ pub(crate) struct Windows {
     clock: u64,
     broken: u32,
     pub(crate) counters: Counters,
+    /// What the vCPU counts while a jail is active, exchanged with what it counts else.
+    pub(crate) assists: crate::vcpu::Counters,
+    /// What was translated for jails.
+    pub(crate) translations: crate::store::Counters,
 }
 
 impl Windows {
@@ -179,7 +188,14 @@ impl Windows {
             clock: 0,
             broken: 0,
             counters: Counters::default(),
+            assists: crate::vcpu::Counters::default(),
+            translations: crate::store::Counters::default(),
         }
+    }
+
+    /// How often user code was found that may be worth a jail, and how many windows were closed.
+    pub(crate) fn decisions(&self) -> (u64, u64) {
+        (self.heat.found, self.heat.closed)
     }
 
     /// Whether the vCPU's translations are those of a jail.
@@ -319,7 +335,7 @@ impl Windows {
             own: [code, place, jail.orders()],
             context,
             store,
-            lookup: Lookup::default(),
+            lookup: Lookup::new(JUMP_CACHES),
             units: Mode::empty(),
             jail,
             pages: BTreeMap::new(),

@@ -245,10 +245,12 @@ impl Guest {
         End::Result(self.port.result.load(Ordering::Acquire) as u8)
     }
 
-    /// What a vCPU has counted under this name.
+    /// What a vCPU has counted under this name, which begins with its group.
     pub(crate) fn count(&self, index: usize, name: &str) -> u64 {
         let all = self.vcpus[index].statistics();
-        let found = all.iter().find(|(n, _)| *n == name);
-        found.expect("there is such a number").1
+        let found = all
+            .iter()
+            .find(|s| format!("{}: {}", s.group, s.name) == name);
+        found.expect("there is such a number").value
     }
 }

@@ -5,8 +5,8 @@ use crate::{crossings, tlb};
 
 /// How many blocks were checked. None was not.
 fn checked(guest: &Guest) -> u64 {
-    assert_eq!(guest.count(0, "blocks not checked"), 0);
-    guest.count(0, "blocks checked by the interpreter")
+    assert_eq!(guest.count(0, "lock-step: blocks not checked"), 0);
+    guest.count(0, "lock-step: blocks checked")
 }
 
 #[test]

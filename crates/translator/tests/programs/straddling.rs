@@ -170,11 +170,11 @@ fn nobody_helps_in_a_loop() {
         guest.change(0, |state| state.gpr[6] = 0x22);
         assert_eq!(guest.run(), End::Result(0), "{place:?}");
         for name in [
-            "assists: instructions for the interpreter",
-            "assists: exits not linked",
-            "assists: polls",
-            "assists: jump cache misses",
-            "entries into translated code",
+            "translated code asks for: an instruction for the interpreter",
+            "translated code asks for: a jump that is not linked",
+            "translated code asks for: a poll, at a link",
+            "translated code asks for: a jump that is in no cache",
+            "code behind checks: entries from Rust code",
         ] {
             let count = guest.count(0, name);
             assert!(count < 30, "{place:?}: {name} {count}");

@@ -93,8 +93,8 @@ fn run_in(mut guest: Guest, rounds: u32, body: &[u8], linear: u64, other: u64) -
     guest.start(0, space, 0, KERNEL + CODE);
     assert_eq!(guest.run(), End::Result(0));
     Done {
-        refills: guest.count(0, "second TLB hits"),
-        fills: guest.count(0, "assists: TLB misses"),
+        refills: guest.count(0, "TLB of translated code: hits of the second level"),
+        fills: guest.count(0, "translated code asks for: a page that the TLB has not"),
         guest,
     }
 }

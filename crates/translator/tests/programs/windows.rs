@@ -106,9 +106,9 @@ fn interrupts_change_nothing() {
         ended.store(true, Ordering::Relaxed);
         assert_eq!(end, End::Result(0));
     });
-    assert_eq!(guest.count(0, "window processes that broke"), 0);
-    let looks = guest.count(0, "looks at requests and timers");
+    assert_eq!(guest.count(0, "windows: processes that broke"), 0);
+    let looks = guest.count(0, "events: looks at requests and timers");
     assert!(looks > 100, "{looks} interrupts in {:?}", begin.elapsed());
-    let amiss = guest.count(0, "stops of windows inside of an instruction");
+    let amiss = guest.count(0, "windows: stops by a signal, amiss");
     assert!(amiss > 0, "none of {looks} was inside of an instruction");
 }
