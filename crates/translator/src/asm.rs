@@ -446,17 +446,15 @@ impl Asm {
         self.relative(target);
     }
 
-    /// `jmp` whose target can be patched: returns where its aligned displacement is.
+    /// `jmp` whose target can be patched: returns where its displacement is.
     pub(crate) fn jmp_patchable(&mut self) -> usize {
-        self.align_displacement(1);
         self.byte(0xe9);
         self.imm32(0);
         self.here() - 4
     }
 
-    /// `jcc` whose target can be patched: returns where its aligned displacement is.
+    /// `jcc` whose target can be patched: returns where its displacement is.
     pub(crate) fn jcc_patchable(&mut self, condition: Condition) -> usize {
-        self.align_displacement(2);
         self.bytes(&[0x0f, 0x80 | condition]);
         self.imm32(0);
         self.here() - 4
@@ -486,16 +484,6 @@ impl Asm {
     fn relative(&mut self, target: usize) {
         let value = relative(self.here(), target);
         self.bytes(&value.to_le_bytes());
-    }
-
-    /// Pads with a NOP so that a displacement after `opcode` bytes is 4-byte aligned.
-    fn align_displacement(&mut self, opcode: usize) {
-        match (self.here() + opcode) % 4 {
-            0 => {}
-            1 => self.bytes(&[0x0f, 0x1f, 0x00]),
-            2 => self.bytes(&[0x66, 0x90]),
-            _ => self.bytes(&[0x90]),
-        }
     }
 
     /// `push imm`.

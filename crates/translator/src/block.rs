@@ -100,6 +100,8 @@ pub(crate) struct Block {
     pub(crate) len: u32,
     /// Registers that it takes for itself.
     pub(crate) scratch: u16,
+    /// In a window: what one of its instructions has taken besides when it faults in its middle.
+    pub(crate) held: u16,
     /// Whether an arithmetic flag is live at its beginning.
     pub(crate) flags_live: bool,
     /// Its instructions, sites and exits.
@@ -428,6 +430,7 @@ mod tests {
                 inner: entry,
                 len: 16,
                 scratch: 0,
+                held: 0,
                 flags_live: false,
                 record: Record::NONE,
             };

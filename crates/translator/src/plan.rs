@@ -67,14 +67,16 @@ impl Insn {
         }
     }
 
-    /// Whether its translation needs registers.
-    fn needs_scratch(&self, mode: Mode) -> bool {
+    /// Whether its translation needs registers. `linear` is where the page is.
+    fn needs_scratch(&self, mode: Mode, linear: u64) -> bool {
         use Class as C;
         if !mode.is_windowed() {
             return self.class.needs_scratch();
         }
         match self.class {
-            C::Memory(_) | C::PushMemory | C::BitString(_) => self.is_relative(),
+            C::Memory(_) | C::PushMemory | C::BitString(_) => {
+                self.is_relative() && self.near_operand(linear).is_none()
+            }
             C::CallIndirect | C::JumpIndirect | C::Return(_) | C::ReadCounter(_) => true,
             _ => false,
         }
@@ -83,6 +85,13 @@ impl Insn {
     /// Whether it has a memory operand relative to RIP.
     pub(crate) fn is_relative(&self) -> bool {
         self.instruction.memory_base() == iced_x86::Register::RIP
+    }
+
+    /// The address of its memory operand, which is relative to RIP, in a page at `linear`, if an
+    /// instruction can have it as it is: a number of 32 bits.
+    pub(crate) fn near_operand(&self, linear: u64) -> Option<i32> {
+        let disp = self.instruction.memory_displacement64();
+        i32::try_from(linear.wrapping_add(disp) as i64).ok()
     }
 
     /// Offset in the page of the next instruction.
@@ -97,7 +106,8 @@ pub(crate) struct Plan {
     pub(crate) mode: Mode,
     pub(crate) insns: Vec<Insn>,
     /// Registers that the block takes for itself, in the order in which it takes them: temporary
-    /// 0 and 1, then those for shared checks.
+    /// 0 and 1, then those for shared checks. In windows, where few instructions need any, each
+    /// takes them for itself and returns them.
     pub(crate) scratch: Vec<Reg>,
     /// Registers that the block before has taken and that this one leaves as they are, one bit
     /// each.
@@ -161,7 +171,7 @@ impl Plan {
             insns,
             scratch: Vec::new(),
             carried: 0,
-            rcx_free: used & 1 << RCX == 0,
+            rcx_free: used & 1 << RCX == 0 && !mode.is_windowed(),
             groups: Vec::new(),
             is_closed,
             flags_live: true,
@@ -171,7 +181,9 @@ impl Plan {
         let is_before = |r: &Reg| before & 1 << r != 0;
         let others = unused.clone().filter(|r| !is_before(r));
         let free = unused.filter(is_before).chain(others);
-        if plan.insns.iter().any(|i| i.needs_scratch(mode)) || !is_closed && !mode.is_windowed() {
+        if plan.insns.iter().any(|i| i.needs_scratch(mode, linear))
+            || !is_closed && !mode.is_windowed()
+        {
             let room = free.clone().count().min(SCRATCH_MAX).saturating_sub(2);
             // Outside 64-bit code, addresses wrap within a range.
             if !mode.intersects(Mode::SINGLE | Mode::WINDOW) && !mode.is_32bit() {
@@ -218,13 +230,22 @@ impl Plan {
         self.flags_live = live != 0;
     }
 
-    /// Registers whose values are not the guest's, one bit each.
+    /// Registers whose values are not the guest's between two instructions, one bit each.
     pub(crate) fn scratch_mask(&self) -> u16 {
+        if self.mode.is_windowed() {
+            return 0;
+        }
         let taken = self
             .scratch
             .iter()
             .fold(self.carried, |mask, r| mask | 1 << r);
         taken | u16::from(self.rcx_free) << RCX
+    }
+
+    /// Of which an instruction in a window has taken one for itself when it faults in its middle.
+    pub(crate) fn held(&self) -> u16 {
+        let first = self.scratch.first().filter(|_| self.mode.is_windowed());
+        first.map_or(0, |register| 1 << register)
     }
 }
 

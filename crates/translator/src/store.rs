@@ -300,6 +300,7 @@ impl Store {
             inner: emitted.inner,
             len: emitted.code.len() as u32,
             scratch: plan.scratch_mask(),
+            held: plan.held(),
             flags_live: plan.flags_live,
             record: Record::NONE,
         };

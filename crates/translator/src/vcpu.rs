@@ -710,7 +710,7 @@ impl TranslatorVcpu {
             let block = self.store.block_at(position)?;
             Some((
                 block.key,
-                block.scratch,
+                block.spilled_at(&self.store.memory, position as u32),
                 block.guest_offset(&self.store.memory, position as u32),
             ))
         });

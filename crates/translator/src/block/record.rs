@@ -93,7 +93,8 @@ pub(super) fn pack(
     flags |= u8::from(block.second.is_some()) * HAS_SECOND;
     room.push(flags);
     room.extend([count(insns.len()), count(sites.len()), count(exits.len())]);
-    room.resize(HEAD, 0);
+    room.extend(block.held.to_le_bytes());
+    assert_eq!(room.len(), HEAD, "a head is full");
     if let Some(second) = block.second {
         // Pages begin at multiples of 4096.
         let place = second.offset as u64 | u64::from(second.global);
@@ -252,6 +253,7 @@ pub(super) fn block(memory: &CodeMemory, position: u32) -> Option<Block> {
         inner: entry + u32::from(u16_at(head, 34)),
         len: u16_at(head, 32).into(),
         scratch: u16_at(head, 40),
+        held: u16_at(head, 46),
         flags_live: flags & FLAGS_LIVE != 0,
         record: Record {
             position,
@@ -352,6 +354,15 @@ impl Block {
         offset
             .filter(|offset| *offset != u16::MAX)
             .map(|offset| (offset, self.scratch))
+    }
+
+    /// The registers that are spilled where the instruction at `position` has faulted.
+    pub(crate) fn spilled_at(&self, memory: &CodeMemory, position: u32) -> u16 {
+        if self.held == 0 || self.boundary(memory, position).is_some() {
+            self.scratch
+        } else {
+            self.held
+        }
     }
 
     /// Notes that exit `number` is linked to `target`.
@@ -523,6 +534,7 @@ mod tests {
             inner: ENTRY + 8,
             len: 0x400,
             scratch: 0x300,
+            held: 0,
             flags_live: true,
             record: Record::NONE,
         };

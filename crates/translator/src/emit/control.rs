@@ -77,6 +77,10 @@ impl Emitter<'_> {
         let (t0, t1) = (self.temporary(0), self.temporary(1));
         let (tags, hosts) = jump_fields(self.plan.mode.slot());
         let last = 1 << t0 | 1 << t1 | 1 << RCX;
+        if self.plan.mode.is_windowed() {
+            // The first one has the target.
+            self.take_temporary(1);
+        }
         self.restore(self.plan.scratch_mask() & !last);
         self.asm.store_field(field!(pc), t0);
         self.asm.pext(t1, t0, field!(jump_mask));

@@ -100,6 +100,10 @@ impl Emitter<'_> {
     pub(super) fn read_counter(&mut self, number: usize, insn: &Insn, is_rdtscp: bool) {
         let (t0, t1) = (self.temporary(0), self.temporary(1));
         let site = self.site(number, insn, 0, false);
+        if self.plan.mode.is_windowed() {
+            self.take_temporary(0);
+            self.take_temporary(1);
+        }
         self.asm.store_field(field!(saved_other), RAX);
         self.asm.store_field(field!(target), RDX);
         if is_rdtscp {
@@ -146,6 +150,14 @@ impl Emitter<'_> {
         if is_rdtscp {
             self.asm.load_field32(RCX, field!(tsc_aux));
         }
+        self.return_temporaries();
+    }
+
+    /// Ends what [`Emitter::take_temporary`] began for both, in a window.
+    fn return_temporaries(&mut self) {
+        if self.plan.mode.is_windowed() {
+            self.restore(1 << self.temporary(0) | 1 << self.temporary(1));
+        }
     }
 
     /// Cold: [`Emitter::read_counter`] is left to the interpreter.
@@ -156,6 +168,7 @@ impl Emitter<'_> {
         }
         self.asm.load_field(RAX, field!(saved_other));
         self.asm.load_field(RDX, field!(target));
+        self.return_temporaries();
         self.ask(self.gates.callout, site);
     }
 

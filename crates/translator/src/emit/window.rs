@@ -4,7 +4,7 @@
 use super::Emitter;
 use super::relocated;
 use crate::asm::{Mem, Reg};
-use crate::context::field;
+use crate::context::{field, spill_slot};
 use crate::plan::{Class, Insn};
 use iced_x86::{Code, Instruction, MemoryOperand, OpKind, Register};
 
@@ -25,6 +25,7 @@ impl Emitter<'_> {
                 self.go(target);
             }
             Class::CallIndirect => {
+                self.take_temporary(0);
                 self.plain_target(insn);
                 let t0 = self.temporary(0);
                 self.asm.store_field(field!(target), t0);
@@ -34,11 +35,13 @@ impl Emitter<'_> {
                 self.indirect(Some(site));
             }
             Class::JumpIndirect => {
+                self.take_temporary(0);
                 self.plain_target(insn);
                 let site = self.undo_site(number, insn, 0);
                 self.indirect(Some(site));
             }
             Class::Return(release) => {
+                self.take_temporary(0);
                 let t0 = self.temporary(0);
                 self.asm.pop(t0);
                 if release != 0 {
@@ -52,11 +55,23 @@ impl Emitter<'_> {
         true
     }
 
-    /// The instruction with its operand's address in temporary 0.
+    /// The instruction with its operand at its address, or with that in temporary 0. While it can
+    /// fault, this is the only register that is taken ([`Block::held`](crate::block::Block::held)).
     fn relative(&mut self, insn: &Insn) {
+        if let Some(address) = insn.near_operand(self.linear) {
+            return self.encode(&absolute(&insn.instruction, address));
+        }
+        self.take_temporary(0);
         let t0 = self.temporary(0);
         self.load_relative(t0, &insn.instruction);
         self.encode(&relocated(&insn.instruction, Mem::base(t0, 0)));
+        self.restore(1 << t0);
+    }
+
+    /// Saves what the guest has in temporary `n`, in a window.
+    pub(super) fn take_temporary(&mut self, n: usize) {
+        let register = self.temporary(n);
+        self.asm.store_field(spill_slot(register), register);
     }
 
     fn load_relative(&mut self, to: Reg, instruction: &Instruction) {
@@ -108,4 +123,13 @@ impl Emitter<'_> {
             self.asm.bytes(&value.to_le_bytes());
         }
     }
+}
+
+/// The instruction with its memory operand at `address`, sign-extended.
+fn absolute(instruction: &Instruction, address: i32) -> Instruction {
+    let mut moved = *instruction;
+    moved.set_memory_base(Register::None);
+    moved.set_memory_displacement64(i64::from(address) as u64);
+    moved.set_memory_displ_size(8);
+    moved
 }

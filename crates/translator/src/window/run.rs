@@ -334,6 +334,7 @@ impl TranslatorVcpu {
         if offset == u16::MAX {
             return Err(Broken);
         }
+        let spilled = block.spilled_at(&self.store.memory, position as u32);
         let generation = self.store.generation;
         let (vector, error) = (self.context.fault_vector, self.context.fault_error);
         let address = self.context.fault_address;
@@ -344,7 +345,7 @@ impl TranslatorVcpu {
             // The block went when permissions changed. It did nothing of this instruction yet.
             let rip = self.address(block.key.linear, block.key.mode, offset.into());
             self.core.set_rip(rip);
-            return Ok(self.left(block.scratch));
+            return Ok(self.left(spilled));
         }
         self.record.registers = self.context.host;
         self.record.rip = rip;

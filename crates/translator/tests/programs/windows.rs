@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use translator::{Options, When};
 
-/// The program, its data and its stack: where they are, and guest-physical.
-const LINEAR: u64 = 0x40_0000;
+/// The program, its data and its stack: where they are, too far up for addresses of 32 bits, and
+/// guest-physical.
+const LINEAR: u64 = 0x5555_5555_4000;
 const PROGRAM: u64 = 0x11_0000;
 const DATA: u64 = PAGE;
 const STACK: u64 = 2 * PAGE;
