@@ -16,8 +16,9 @@ pub const CPUS_MAX: u32 = 64;
 pub const CODE_CACHE_MIN: u64 = 1 << 20;
 /// The most room for translated code, in bytes for each vCPU: a near jump reaches all of it.
 pub const CODE_CACHE_MAX: u64 = 1 << 30;
-/// The room for translated code if nobody says otherwise, in bytes for each vCPU.
-pub const CODE_CACHE_DEFAULT: u64 = 64 << 20;
+/// The room for translated code if nobody says otherwise, in bytes for each vCPU: a sixteenth of
+/// the guest's memory, within these bounds.
+const CODE_CACHE_DEFAULT: std::ops::RangeInclusive<u64> = 64 << 20..=256 << 20;
 
 /// A value that no machine can have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -105,7 +106,7 @@ pub struct Machine {
     /// Which engine.
     pub engine: EngineKind,
     /// Bytes of translated code that are kept, [`CODE_CACHE_MIN`] to [`CODE_CACHE_MAX`] for each
-    /// vCPU, which get equal parts; `None` for [`CODE_CACHE_DEFAULT`] each.
+    /// vCPU, which get equal parts; `None` for a sixteenth of the memory each, but 64 to 256 MiB.
     pub code_cache: Option<u64>,
     /// When user code runs in a process of its own.
     pub windows: Windows,
@@ -179,8 +180,13 @@ impl Machine {
 
     /// Bytes of translated code that each vCPU may keep.
     pub fn code_cache_per_cpu(&self) -> u64 {
-        self.code_cache
-            .map_or(CODE_CACHE_DEFAULT, |bytes| bytes / u64::from(self.cpus))
+        match self.code_cache {
+            Some(bytes) => bytes / u64::from(self.cpus),
+            None => {
+                let (least, most) = (CODE_CACHE_DEFAULT.start(), CODE_CACHE_DEFAULT.end());
+                (self.memory / 16).clamp(*least, *most)
+            }
+        }
     }
 }
 
@@ -244,7 +250,20 @@ mod tests {
                 );
             }
         }
-        assert_eq!(Machine::default().code_cache_per_cpu(), CODE_CACHE_DEFAULT);
+    }
+
+    #[test]
+    fn large_guests_have_large_code_caches() {
+        let default = |memory| {
+            let machine = Machine {
+                memory,
+                ..Machine::default()
+            };
+            machine.code_cache_per_cpu()
+        };
+        assert_eq!(default(MEMORY_MIN), 64 << 20);
+        assert_eq!(default(2 << 30), 128 << 20);
+        assert_eq!(default(MEMORY_MAX), 256 << 20);
     }
 
     #[test]

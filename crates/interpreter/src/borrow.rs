@@ -176,6 +176,12 @@ impl InterpreterVcpu {
         self.cpu.syscall.kernel_gs_base = base;
     }
 
+    /// CR2: the address that the last page fault was about.
+    #[inline(always)]
+    pub fn cr2(&self) -> u64 {
+        self.cpu.cr2
+    }
+
     /// What SYSCALL and SYSRET do between 64-bit code.
     #[inline(always)]
     pub fn crossings(&self) -> Crossings {

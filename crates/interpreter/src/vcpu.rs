@@ -166,6 +166,7 @@ impl InterpreterVcpu {
             && !(system.contains(Rflags::IF) && cpu.interrupt_waits());
         if is_quiet {
             cpu.budget = BUDGET;
+            cpu.end_resume_flag();
         }
         is_quiet
     }
@@ -333,6 +334,7 @@ impl InterpreterVcpu {
             cpu.attend();
             return Next::Instruction;
         }
+        cpu.end_resume_flag();
         Next::Blocks
     }
 
@@ -448,9 +450,16 @@ impl Cpu {
                 || self.flags.system().contains(Rflags::IF) && self.interrupt_waits())
     }
 
+    /// Nothing comes before the instruction at RIP, whose end leaves RF clear. In between only
+    /// breakpoints on code, of which there are none, would ask for it: a fault pushes it as 1.
+    #[inline]
+    fn end_resume_flag(&mut self) {
+        self.flags.set_system(Rflags::RF, false);
+    }
+
     /// Whether each instruction must be looked at by itself.
     fn steps_singly(&self) -> bool {
-        self.flags.system().intersects(Rflags::TF | Rflags::RF)
+        self.flags.system().contains(Rflags::TF)
             || self.watches_code()
             || self.debug.steps_singly()
             || self.trace.contains(engine::Kinds::INSTRUCTIONS)

@@ -129,6 +129,7 @@ impl TranslatorVcpu {
             return None;
         }
         let (key, scratch) = (block.key, block.scratch);
+        let (id, generation) = (self.context.argument >> 8, self.store.generation);
         let following = site
             .next
             .map(|p| (p, block.guest_offset(&self.store.memory, p)));
@@ -138,7 +139,11 @@ impl TranslatorVcpu {
             self.exit = Some(exit);
             return None;
         }
-        if let Some((position, offset)) = following
+        if !self.windows.is_active() {
+            self.apply_changes();
+        }
+        let is_there = self.store.generation == generation && self.store.block(id).is_some();
+        if let Some((position, offset)) = following.filter(|_| is_there)
             && self.may_resume(&key, offset)
         {
             self.give_registers(scratch);

@@ -19,7 +19,14 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 pub(crate) const TLB_ENTRIES: usize = 4096;
 /// Pages from that in which a checked access begins to the one in which it ends, at most: checks
 /// look up the first byte's entry and compare the last byte's page.
-pub(crate) const REACH_PAGES: usize = 8;
+pub(crate) const REACH_PAGES: usize = 16;
+/// Elements of a string that inline code serves are fewer, a power of two: a page full of bytes is
+/// such a string.
+pub(crate) const STRING_COUNT_END: usize = 8192;
+const _: () = assert!(
+    STRING_COUNT_END * 8 <= REACH_PAGES * 4096,
+    "the reach of a check of elements of 8 bytes"
+);
 /// Entries of a view of its second level, a power of two: 256 MiB in one piece fit.
 pub(crate) const SECOND_ENTRIES: usize = 1 << 16;
 /// Views of the software TLB: supervisor with user pages, supervisor without, user.
@@ -34,9 +41,6 @@ pub(crate) const FILLED_BITS: usize =
 pub(crate) const JUMP_ENTRIES: usize = 1 << 14;
 /// The bits of a guest address that index a jump cache.
 const JUMP_MASK: u64 = JUMP_ENTRIES as u64 - 1;
-/// In a jail, all tables are one: it has code of one mode only, and a jump that is not in the
-/// cache stops it.
-const JAIL_MASK: u64 = (JUMP_ENTRIES * JUMP_CACHES) as u64 - 1;
 /// Jump caches: one for each [`Mode::slot`](crate::mode::Mode::slot).
 pub(crate) const JUMP_CACHES: usize = 8;
 /// Bytes of a jail's stacks: a signal's frame has all vector registers of the host.
@@ -141,6 +145,7 @@ pub(crate) struct Context {
     pub(crate) fs_base: u64,
     pub(crate) gs_base: u64,
     pub(crate) kernel_gs_base: u64,
+    pub(crate) cr2: u64,
     /// RFLAGS but for the arithmetic flags, DF, IF and AC, as PUSHF shows it.
     pub(crate) other_flags: u64,
     /// Selects the arithmetic flags.
@@ -160,6 +165,8 @@ pub(crate) struct Context {
     pub(crate) tlb_mask: u64,
     /// Selects the bits of an address above the offset in a page.
     pub(crate) page_mask: u64,
+    /// Selects the bits that make a count too large for an inline string instruction.
+    pub(crate) count_mask: u64,
     /// Selects the bits of an address, or of its hash, that index a jump cache. 0 makes every look-up miss: how
     /// indirect jumps poll.
     pub(crate) jump_mask: AtomicU64,
@@ -322,10 +329,8 @@ impl Bell {
 
     /// Ends the ringing. Whatever is asked for after that rings again.
     pub(crate) fn silence(&self) {
-        for (number, (attention, mask)) in self.fields().enumerate() {
-            // The first is the vCPU's own.
-            let bits = if number == 0 { JUMP_MASK } else { JAIL_MASK };
-            mask.store(bits, Ordering::SeqCst);
+        for (attention, mask) in self.fields() {
+            mask.store(JUMP_MASK, Ordering::SeqCst);
             attention.store(0, Ordering::SeqCst);
         }
     }
@@ -382,9 +387,10 @@ impl ContextBox {
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )
         }?;
-        Ok(Self::in_memory(
-            NonNull::new(memory.cast()).expect("not null"),
-        ))
+        let mut context = Self::in_memory(NonNull::new(memory.cast()).expect("not null"));
+        context.begin();
+        context.empty_tlb();
+        Ok(context)
     }
 
     /// One in shared memory, where guest programs have nothing, for a jail.
@@ -429,22 +435,27 @@ impl ContextBox {
         self.host_rsp = &raw const self.stack as u64 + STACK_BYTES as u64;
     }
 
-    /// Zeroed memory that becomes the context's.
+    /// Zeroed memory that becomes the context's, in which nothing is set yet.
     fn in_memory(memory: NonNull<Context>) -> Self {
-        let mut context = Self(Arc::new(Mapping(memory)));
-        context.begin();
-        context
+        Self(Arc::new(Mapping(memory)))
     }
 
     /// Sets what is not zero.
     fn begin(&mut self) {
         self.tlb_mask = (TLB_ENTRIES as u64 - 1) << 12;
         self.page_mask = !0xfff;
+        self.count_mask = !(STRING_COUNT_END as u64 - 1);
         self.status_mask = x86::Rflags::STATUS.bits();
         self.bits_of_64 = 63;
         self.bits_of_32 = 31;
         self.host_mxcsr = native::MXCSR_RESET;
         self.tells_use = (std::arch::x86_64::__cpuid_count(0xd, 1).eax >> 2) & 1;
+        self.generations = [1; 2];
+        self.write_generation = 1;
+    }
+
+    /// Makes the TLB's entries match nothing. A jail has no TLB.
+    fn empty_tlb(&mut self) {
         // A tag of 0 matches addresses of page 0. Accesses that begin there ask entry 0, and those
         // that come there from the end of the address space one of the last.
         let last = TLB_ENTRIES - REACH_PAGES..TLB_ENTRIES;
@@ -453,8 +464,6 @@ impl ContextBox {
                 table[index] = TlbEntry::empty(index);
             }
         }
-        self.generations = [1; 2];
-        self.write_generation = 1;
     }
 
     /// The addresses that it takes.

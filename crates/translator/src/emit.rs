@@ -98,11 +98,12 @@ enum Cold {
         site: u8,
         restores_rcx: bool,
     },
-    /// A string instruction leaves its page, or needs help for another reason. Besides RCX, this
-    /// register was borrowed.
+    /// A string instruction leaves its page, or needs help for another reason. It has a site for
+    /// each operand. Besides RCX, this register was borrowed.
     Strings {
         from: usize,
-        site: u8,
+        destination: u8,
+        source: Option<u8>,
         borrowed: Reg,
     },
     /// The time-stamp counter is not what the guest's follows from.
@@ -261,6 +262,7 @@ impl<'a> Emitter<'a> {
             Class::PushMemory => self.push_memory(number, insn),
             Class::Access(on) => self.set_access(number, insn, on),
             Class::ReadSegment => self.read_segment(insn),
+            Class::ReadFaultAddress => self.read_fault_address(insn),
             Class::ReadBase(gs) => self.read_base(insn, gs),
             Class::WriteBase(gs) => self.write_base(number, insn, gs),
             Class::ReadCounter(ordered) => self.read_counter(number, insn, ordered),
@@ -456,14 +458,10 @@ impl<'a> Emitter<'a> {
                 }
                 Cold::Strings {
                     from,
-                    site,
+                    destination,
+                    source,
                     borrowed,
-                } => {
-                    self.asm.set_target(from, self.asm.here());
-                    self.asm.load_field(RCX, field!(saved_rcx));
-                    self.asm.load_field(borrowed, field!(saved_other));
-                    self.ask(self.gates.callout, site);
-                }
+                } => self.missed_strings(from, destination, source, borrowed),
                 Cold::Counter {
                     from,
                     site,

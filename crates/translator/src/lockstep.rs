@@ -33,7 +33,7 @@ use recipe::{Kind, Step};
 use report::{Differences, Report};
 
 use crate::block::{BlockId, Key, Site};
-use crate::context::Context;
+use crate::context::{Context, STRING_COUNT_END};
 use crate::gate::Reason;
 use crate::lookup::Lookup;
 use crate::mode::Mode;
@@ -583,5 +583,5 @@ fn fits(strings: Strings, rcx: u64, rsi: u64, rdi: u64) -> bool {
         let room = (PAGE as u64 - linear % PAGE as u64) / u64::from(strings.size);
         rcx <= room
     };
-    rcx < PAGE as u64 && in_page(rdi) && (!strings.moves || in_page(rsi))
+    rcx < STRING_COUNT_END as u64 && in_page(rdi) && (!strings.moves || in_page(rsi))
 }

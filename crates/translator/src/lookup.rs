@@ -69,14 +69,13 @@ pub(crate) struct Page {
     pub(crate) writable: bool,
 }
 
-/// Lists of fills.
+/// Lists of fills; the default is for a context with nothing in it.
+#[derive(Default)]
 pub(crate) struct Lookup {
     /// Jumps to the lower half of the linear address space, then to the upper one.
     jumps: [Vec<(u8, u16)>; 2],
     /// The pages of each list in `jumps`.
     jump_pages: [PageFilter; 2],
-    /// Tables that a jump cache is made of.
-    tables: usize,
     pub(crate) fills: u64,
     pub(crate) jump_fills: u64,
 }
@@ -94,6 +93,13 @@ fn is_spare((_, index): (usize, usize)) -> bool {
     index == 0
 }
 
+/// The table and index of `linear` in the first and the second jump cache of `slot`.
+fn places(slot: usize, linear: u64) -> [(usize, usize); 2] {
+    let sum = linear.wrapping_add(linear.rotate_right(SECOND_ROTATION.into()));
+    let index = |hash: u64| hash as usize % JUMP_ENTRIES;
+    [(slot, index(linear)), (JUMP_CACHES + slot, index(sum))]
+}
+
 /// Where an instruction at `linear` ends at the latest: a block that ends in another page than it
 /// begins in is one instruction.
 fn last_byte(linear: u64) -> u64 {
@@ -101,18 +107,6 @@ fn last_byte(linear: u64) -> u64 {
 }
 
 impl Lookup {
-    /// For a context with nothing in it, whose jump caches are of so many `tables` each: 1, or all.
-    pub(crate) fn new(tables: usize) -> Self {
-        debug_assert!(tables == 1 || tables == JUMP_CACHES);
-        Self {
-            jumps: Default::default(),
-            jump_pages: Default::default(),
-            tables,
-            fills: 0,
-            jump_fills: 0,
-        }
-    }
-
     /// Lets `page` be read (or written, if `write`), and the second level know all that may be done
     /// with it.
     pub(crate) fn fill(&mut self, context: &mut Context, view: usize, page: Page, write: bool) {
@@ -139,7 +133,7 @@ impl Lookup {
     /// the second cache.
     pub(crate) fn fill_jump(&mut self, context: &mut Context, slot: usize, linear: u64, host: u64) {
         self.jump_fills += 1;
-        let [first, _] = self.places(slot, linear);
+        let [first, _] = places(slot, linear);
         if is_spare(first) {
             return self.put_second(context, slot, linear, host);
         }
@@ -152,21 +146,10 @@ impl Lookup {
     }
 
     fn put_second(&mut self, context: &mut Context, slot: usize, linear: u64, host: u64) {
-        let [_, second] = self.places(slot, linear);
+        let [_, second] = places(slot, linear);
         if !is_spare(second) {
             self.put_jump(context, second, linear, host);
         }
-    }
-
-    /// The table and index of `linear` in the first and the second jump cache of `slot`. In a jail,
-    /// each is all tables in a row.
-    fn places(&self, slot: usize, linear: u64) -> [(usize, usize); 2] {
-        let sum = linear.wrapping_add(linear.rotate_right(SECOND_ROTATION.into()));
-        let place = |first: usize, hash: u64| {
-            let index = hash as usize % (JUMP_ENTRIES * self.tables);
-            (first + slot + index / JUMP_ENTRIES, index % JUMP_ENTRIES)
-        };
-        [place(0, linear), place(JUMP_CACHES, sum)]
     }
 
     fn put_jump(
@@ -194,7 +177,7 @@ impl Lookup {
 
     /// Where jumps to `linear` go, if that is known.
     pub(crate) fn jump(&self, context: &Context, slot: usize, linear: u64) -> Option<u64> {
-        let places = self.places(slot, linear).into_iter();
+        let places = places(slot, linear).into_iter();
         places.filter(|place| !is_spare(*place)).find_map(|place| {
             let entry = context.jumps[place.0][place.1];
             (entry.tag == linear.wrapping_neg()).then_some(entry.host)
@@ -334,8 +317,9 @@ fn empty(context: &mut Context, half: usize, view: usize, write: bool) {
 /// Makes entries of the second level that have the current `generation` match nothing any more.
 fn next_generation(context: &mut Context, generation: impl Fn(&mut Context) -> &mut u64) {
     let next = generation(context);
-    *next += 1;
-    if *next == GENERATIONS {
+    // A jail can write what it likes in its context, which has no use for this.
+    *next = next.wrapping_add(1);
+    if !(1..GENERATIONS).contains(next) {
         context
             .second
             .as_flattened_mut()
@@ -369,7 +353,7 @@ mod tests {
 
     fn filled() -> (Lookup, ContextBox) {
         let mut context = ContextBox::new().expect("memory");
-        let mut lookup = Lookup::new(JUMP_CACHES);
+        let mut lookup = Lookup::default();
         for (n, linear) in PAGES.into_iter().enumerate() {
             for view in 0..TLB_VIEWS {
                 let page = Page {

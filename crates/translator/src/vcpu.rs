@@ -206,7 +206,7 @@ impl TranslatorVcpu {
             context,
             bell,
             store,
-            lookup: Lookup::new(1),
+            lookup: Lookup::default(),
             units: Mode::empty(),
             vectors: Vectors::Core,
             taken: None,
@@ -635,6 +635,7 @@ impl TranslatorVcpu {
         context.fs_base = self.core.base(SegmentRegister::Fs);
         context.gs_base = self.core.base(SegmentRegister::Gs);
         context.kernel_gs_base = self.core.kernel_gs_base();
+        context.cr2 = self.core.cr2();
         context.tsc_offset = self.core.tsc_offset();
         context.tsc_aux = self.core.tsc_aux();
         self.give_crossing();

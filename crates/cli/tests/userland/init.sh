@@ -103,6 +103,8 @@ build_zlib() {
 # threads, processes, signals, memory maps, terminals, polling.
 python() {
     ifconfig lo up
+    # A zip archive has no times before 1980, and files of the initrd are from 1970.
+    find / -xdev ! -newermt 1980-01-01 -exec touch -h {} +
     cd /tmp
     python3 -m test -j "$(nproc)" --timeout 1200 \
         test_array test_ast test_binascii test_bytes test_bz2 test_class test_cmath test_codecs \

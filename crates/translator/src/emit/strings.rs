@@ -1,13 +1,10 @@
 //! STOS and MOVS with a REP prefix: as the host's own, where all of it stays in one page.
 
-use super::{Cold, Emitter};
+use super::{Cold, Emitter, Tail};
 use crate::asm::{Mem, RCX, Reg};
-use crate::context::{REACH_PAGES, field, tlb_fields};
+use crate::block::Site;
+use crate::context::{field, tlb_fields};
 use crate::plan::{Insn, Strings};
-
-/// Elements of a count that inline code serves are fewer, and of 8 bytes at most.
-const COUNT_END: usize = 4096;
-const _: () = assert!(COUNT_END * 8 <= REACH_PAGES * 4096, "the reach of a check");
 
 const RAX: Reg = 0;
 const RSI: Reg = 6;
@@ -20,7 +17,10 @@ impl Emitter<'_> {
             return self.callout(number, insn);
         }
         let (t0, t1) = (self.temporary(0), self.temporary(1));
-        let site = self.site(number, insn, 0, false);
+        let destination = self.site(number, insn, strings.size.into(), true);
+        let source = strings
+            .moves
+            .then(|| self.site(number, insn, strings.size.into(), false));
         let acc = self.borrowed(strings);
         let view = self.plan.mode.view();
         let (write, write_bias) = tlb_fields(view, true);
@@ -33,14 +33,14 @@ impl Emitter<'_> {
         };
         self.asm.store_field(field!(saved_other), acc);
         self.asm.store_field(field!(saved_rcx), RCX);
-        // `acc` becomes 0 if all is well: the count is less than a page has bytes, so that the
-        // last byte is no more than `REACH_PAGES` on, and it is in the first one's page.
+        // `acc` becomes 0 if all is well: the count is below `STRING_COUNT_END`, so that the last
+        // byte is no more than `REACH_PAGES` on, and it is in the first one's page.
         self.tlb_index(t1, RDI);
         self.asm.load_gs(acc, Mem::scaled(t1, 3, write));
         self.asm.lea(t0, last(RDI));
         self.asm.lea(acc, Mem::sum(acc, t0, 0));
         self.asm.pext(acc, acc, field!(page_mask));
-        self.asm.pext(t0, RCX, field!(page_mask));
+        self.asm.pext(t0, RCX, field!(count_mask));
         self.asm.lea(acc, Mem::sum(acc, t0, 0));
         self.asm.load_gs(t1, Mem::scaled(t1, 3, write_bias));
         if strings.moves {
@@ -62,11 +62,11 @@ impl Emitter<'_> {
         self.asm.land(hit);
         self.cold.push(Cold::Strings {
             from,
-            site,
+            destination,
+            source,
             borrowed: acc,
         });
-        self.asm.load_field(RCX, field!(saved_rcx));
-        self.asm.load_field(acc, field!(saved_other));
+        self.return_borrowed(acc);
         self.shift(RDI, t1);
         if strings.moves {
             self.shift(RSI, t0);
@@ -84,6 +84,53 @@ impl Emitter<'_> {
         if strings.moves {
             self.shift_back(RSI, t0);
         }
+    }
+
+    /// Cold: goes to where the TLB's second level is asked for the source's page, or the
+    /// destination's, if that is not known, and to the interpreter otherwise. A page is marked
+    /// dirty on the way: so there must be a first element, and it must be one that can be read.
+    pub(super) fn missed_strings(
+        &mut self,
+        from: usize,
+        destination: u8,
+        source: Option<u8>,
+        borrowed: Reg,
+    ) {
+        self.asm.set_target(from, self.asm.here());
+        self.asm.load_field(RCX, field!(saved_rcx));
+        let is_empty = self.asm.jrcxz();
+        let ask = self.asm.jmp_short();
+        self.asm.land(is_empty);
+        self.return_borrowed(borrowed);
+        self.ask(self.gates.callout, destination);
+        self.asm.land(ask);
+        let operands = [(RSI, source, false), (RDI, Some(destination), true)];
+        for (linear, site, write) in operands {
+            let Some(site) = site else {
+                continue;
+            };
+            let view = self.plan.mode.view();
+            let (tag, _) = tlb_fields(view, write);
+            self.tlb_index(RCX, linear);
+            self.asm.load_gs(RCX, Mem::scaled(RCX, 3, tag));
+            let Site { size, retry, .. } = self.sites[usize::from(site)];
+            self.asm
+                .lea(RCX, Mem::sum(RCX, linear, i32::from(size) - 1));
+            self.asm.pext(RCX, RCX, field!(page_mask));
+            let is_known = self.asm.jrcxz();
+            self.return_borrowed(borrowed);
+            self.asm.store_field_imm(field!(retry), retry);
+            let gate = self.gates.refill[view][usize::from(write)];
+            self.end(Tail::Miss { linear, gate }, Some(site));
+            self.asm.land(is_known);
+        }
+        self.return_borrowed(borrowed);
+        self.ask(self.gates.callout, destination);
+    }
+
+    fn return_borrowed(&mut self, borrowed: Reg) {
+        self.asm.load_field(RCX, field!(saved_rcx));
+        self.asm.load_field(borrowed, field!(saved_other));
     }
 
     /// A register that the instruction does not use and that is no temporary.

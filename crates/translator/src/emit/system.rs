@@ -57,6 +57,12 @@ impl Emitter<'_> {
         }
     }
 
+    /// MOV from CR2, which only the interpreter changes.
+    pub(super) fn read_fault_address(&mut self, insn: &Insn) {
+        let to = insn.instruction.op0_register().number() as Reg;
+        self.asm.load_field(to, field!(cr2));
+    }
+
     /// RDFSBASE, or RDGSBASE.
     pub(super) fn read_base(&mut self, insn: &Insn, gs: bool) {
         let register = insn.instruction.op0_register();

@@ -57,6 +57,8 @@ pub(crate) enum Class {
     Access(bool),
     /// MOV from a segment register to a general-purpose one.
     ReadSegment,
+    /// MOV from CR2 at CPL 0.
+    ReadFaultAddress,
     /// RDFSBASE, or RDGSBASE if `true`.
     ReadBase(bool),
     /// WRFSBASE, or WRGSBASE if `true`.
@@ -138,7 +140,7 @@ impl Class {
         use Class as C;
         match self {
             C::Copy | C::Nothing | C::Callout | C::End | C::Cli | C::Sti | C::ReadSegment => false,
-            C::SystemReturn | C::ReadBase(_) | C::WriteBase(_) => false,
+            C::SystemReturn | C::ReadFaultAddress | C::ReadBase(_) | C::WriteBase(_) => false,
             C::Jump(target) | C::Branch(target) | C::Count(target) => !(0..4096).contains(&target),
             _ => true,
         }
@@ -373,6 +375,9 @@ fn data_class(
         {
             return Class::ReadSegment;
         }
+        M::Mov if is_read_of_cr2(instruction) && !mode.contains(Mode::USER) => {
+            return Class::ReadFaultAddress;
+        }
         M::Rdfsbase | M::Rdgsbase if has_bases(mode) => {
             return Class::ReadBase(instruction.mnemonic() == M::Rdgsbase);
         }
@@ -474,6 +479,11 @@ fn data_class(
         write: !matches!(used.access(), OpAccess::Read | OpAccess::CondRead),
         vector,
     })
+}
+
+/// Whether this is MOV of CR2 to a register, in 64-bit code.
+fn is_read_of_cr2(instruction: &Instruction) -> bool {
+    instruction.code() == Code::Mov_r64_cr && instruction.op1_register() == Register::CR2
 }
 
 /// Whether RDFSBASE and its kin are executed, and the bases are in the context only.

@@ -5,7 +5,7 @@ use super::jail::{Broken, Jail};
 use super::orders::Order;
 use super::stub::Stub;
 use crate::block::Key;
-use crate::context::{Bell, ContextBox, JAILS, JUMP_CACHES};
+use crate::context::{Bell, ContextBox, JAILS};
 use crate::lookup::Lookup;
 use crate::mode::Mode;
 use crate::store::{PAGE, Store};
@@ -84,7 +84,7 @@ impl Space {
             Ok(store) => Ok(Self {
                 cr3,
                 store,
-                lookup: Lookup::new(JUMP_CACHES),
+                lookup: Lookup::default(),
                 units: Mode::empty(),
                 pages: BTreeMap::new(),
                 pending: Changes::default(),
@@ -335,7 +335,7 @@ impl Windows {
             own: [code, place, jail.orders()],
             context,
             store,
-            lookup: Lookup::new(JUMP_CACHES),
+            lookup: Lookup::default(),
             units: Mode::empty(),
             jail,
             pages: BTreeMap::new(),
