@@ -187,7 +187,12 @@ impl TranslatorVcpu {
             return None;
         }
         if fits && let Some(page) = self.core.data_page(linear, site.write) {
-            self.permit(view, linear, site.write, &page);
+            let page = self.permit(view, linear, site.write, &page);
+            let (lookup, context) = (&mut self.lookup, &mut self.context);
+            if site.gs_page && !lookup.fill_gs_page(context, view, page, site.write) {
+                // The base is none that has places.
+                return None;
+            }
             return Some(self.store.memory.address(site.retry as usize) as u64);
         }
         // What stands behind a shared check must not run without it.

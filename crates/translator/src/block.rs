@@ -45,9 +45,8 @@ pub(crate) struct Site {
     pub(crate) vectors: bool,
     /// Whether the instruction may work on vector registers.
     pub(crate) works_on_vectors: bool,
-    /// How many pages the instruction looks up by itself: 1 for a STOS (that at RDI), 2 for a
-    /// MOVS (that at RSI too), else 0.
-    pub(crate) string_pages: u8,
+    /// Whether the access looks for its page among those behind the base of GS.
+    pub(crate) gs_page: bool,
     /// The exit to take if a shared check fails: nothing behind it may run without it.
     pub(crate) single: Option<u8>,
     /// By how much the instruction has moved RSP already.

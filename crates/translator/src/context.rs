@@ -7,6 +7,7 @@
 // UNSAFETY: owns one anonymous mapping, valid as all zeros, for as long as the `Context` lives.
 
 use crate::crossing::Crossing;
+use crate::gs_pages::{GS_PAGES, GS_VIEWS, GsPage};
 use crate::window::place;
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -208,6 +209,9 @@ pub(crate) struct Context {
     pub(crate) ymm: [[u8; 32]; 16],
     /// For each view the pages that may be read, then those that may be written.
     pub(crate) tlb: [[[TlbEntry; TLB_ENTRIES]; 2]; TLB_VIEWS],
+    /// For each view of kernel code the pages behind the base of GS that may be read, then those
+    /// that may be written.
+    pub(crate) gs_pages: [[[GsPage; GS_PAGES]; 2]; GS_VIEWS],
     /// For each view.
     pub(crate) second: [[SecondEntry; SECOND_ENTRIES]; TLB_VIEWS],
     /// The jump caches: first those that code looks into by itself, then, as many, those that
@@ -450,6 +454,7 @@ impl ContextBox {
         self.bits_of_32 = 31;
         self.host_mxcsr = native::MXCSR_RESET;
         self.tells_use = (std::arch::x86_64::__cpuid_count(0xd, 1).eax >> 2) & 1;
+        self.gs_pages = [[[GsPage::EMPTY; GS_PAGES]; 2]; GS_VIEWS];
         self.generations = [1; 2];
         self.write_generation = 1;
     }

@@ -7,6 +7,7 @@
 //!    another block.
 
 mod control;
+mod gs_pages;
 mod memory;
 mod strings;
 mod system;
@@ -31,6 +32,8 @@ pub(crate) struct Gates {
     /// guest's.
     pub(crate) address: [usize; JUMP_CACHES],
     pub(crate) callout: usize,
+    /// Where Rust code is asked for the page of an access.
+    pub(crate) miss: usize,
     /// Where the TLB's second level is asked for the page of an access.
     pub(crate) refill: Refills,
     pub(crate) vectors: usize,
@@ -85,6 +88,13 @@ enum Cold {
         tag: Option<Mem>,
         /// For a shared check: where its leader is in the page.
         single: Option<u16>,
+    },
+    /// The page behind the base of GS, at this distance from it, is not known.
+    GsPage {
+        from: usize,
+        site: u8,
+        distance: i32,
+        restores_rcx: bool,
     },
     /// The vector registers must be loaded.
     Vectors {
@@ -356,10 +366,7 @@ impl<'a> Emitter<'a> {
             skew: 0,
             vectors: self.vectors_checked,
             works_on_vectors: insn.vectors,
-            string_pages: match insn.class {
-                Class::Strings(strings) => 1 + u8::from(strings.moves),
-                _ => 0,
-            },
+            gs_page: false,
             single: None,
             moved: 0,
             retry: self.asm.here() as u32,
@@ -438,6 +445,12 @@ impl<'a> Emitter<'a> {
                     tag,
                     single,
                 } => self.miss(from, site, tag, single),
+                Cold::GsPage {
+                    from,
+                    site,
+                    distance,
+                    restores_rcx,
+                } => self.missed_gs_page(from, site, distance, restores_rcx),
                 Cold::Vectors {
                     from,
                     resume,

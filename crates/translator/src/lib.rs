@@ -9,6 +9,7 @@ mod counter;
 mod crossing;
 mod emit;
 mod gate;
+mod gs_pages;
 mod lockstep;
 mod lookup;
 mod mode;

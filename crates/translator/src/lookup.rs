@@ -10,7 +10,7 @@ use crate::context::{
     TLB_ENTRIES, TLB_VIEWS, TlbEntry, filled_bit,
 };
 use crate::plan::INSTRUCTION_BYTES;
-use crate::refill;
+use crate::{gs_pages, refill};
 
 /// Jumps that are listed: no more than there are entries, unless one changes halves all the time.
 const JUMPS_MAX: usize = 2 * JUMP_ENTRIES;
@@ -76,11 +76,13 @@ pub(crate) struct Lookup {
     jumps: [Vec<(u8, u16)>; 2],
     /// The pages of each list in `jumps`.
     jump_pages: [PageFilter; 2],
+    pub(crate) gs_taken: gs_pages::Taken,
     pub(crate) fills: u64,
     pub(crate) jump_fills: u64,
 }
 
-fn half(linear: u64) -> usize {
+/// The half of the address space that `linear` is in.
+pub(crate) fn half(linear: u64) -> usize {
     (linear >> 63) as usize
 }
 
@@ -202,6 +204,7 @@ impl Lookup {
             empty(context, half, view, true);
         }
         next_generation(context, |context| &mut context.generations[half]);
+        self.forget_gs_half(context, half);
         self.forget_jumps_of(context, half);
     }
 
@@ -229,6 +232,7 @@ impl Lookup {
                 *entry = SecondEntry::default();
             }
         }
+        self.forget_gs_pages(context, false, |there| there == page);
         if !self.jump_pages[half(linear)].may_contain(linear) {
             return;
         }
@@ -256,6 +260,7 @@ impl Lookup {
             // No generation is 0.
             second.bias &= !0xfff;
         }
+        self.forget_gs_pages(context, true, |there| there == page);
     }
 
     /// Forgets every permission to write.
@@ -265,6 +270,7 @@ impl Lookup {
             empty(context, 1, view, true);
         }
         next_generation(context, |context| &mut context.write_generation);
+        self.forget_gs_pages(context, true, |_| true);
     }
 
     /// Forgets all jumps: host addresses are about to be given to other code.

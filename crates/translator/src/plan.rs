@@ -263,7 +263,7 @@ pub(crate) fn straddles(code: &[u8], mode: Mode) -> bool {
 /// The arithmetic flags that are live at `target`, relative to the page, as far as a short look
 /// tells. Only code of this very page may be looked at: another page can be another one next time.
 pub(crate) fn live_at(page: &[u8], target: i64, mode: Mode) -> u32 {
-    const FAR_ENOUGH: usize = 6;
+    const FAR_ENOUGH: usize = 16;
     let Some(code) = usize::try_from(target).ok().and_then(|t| page.get(t..)) else {
         return STATUS;
     };

@@ -163,11 +163,13 @@ impl Store {
             indirect: [0; JUMP_CACHES],
             address: [0; JUMP_CACHES],
             callout: trampoline(Some(Reason::Callout), field!(assist_gate)),
+            miss: 0,
             refill: Refills::default(),
             vectors: trampoline(None, field!(vectors_gate)),
         };
         let unknown = trampoline(Some(Reason::Indirect), field!(assist_gate));
         let miss = trampoline(Some(Reason::Memory), field!(assist_gate));
+        gates.miss = miss;
         gates.refill = refill::emit(&mut asm, memory.address(0), miss);
         for (slot, gate) in gates.indirect.iter_mut().enumerate() {
             *gate = asm.here();

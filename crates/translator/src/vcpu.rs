@@ -563,16 +563,7 @@ impl TranslatorVcpu {
         self.take_registers(scratch);
         let rip = self.address(key.linear, key.mode, site.at.into());
         self.core.set_rip(rip);
-        let before = *self.core.gpr();
-        self.core.run_instruction()?;
-        if site.string_pages != 0
-            && before[1] != 0
-            && self.core.rip() != rip
-            && self.now() == Some(key.mode - Mode::SINGLE)
-        {
-            self.look_up_strings(site.string_pages, key.mode, before[6], before[7]);
-        }
-        Ok(())
+        self.core.run_instruction()
     }
 
     /// Whether translated code may go on at `offset` of the page of a block, after the interpreter
@@ -665,20 +656,15 @@ impl TranslatorVcpu {
         self.core.set_kernel_gs_base(context.kernel_gs_base);
     }
 
-    /// Lets the next STOS or MOVS find in the TLB the `pages` that this one used.
-    fn look_up_strings(&mut self, pages: u8, mode: Mode, rsi: u64, rdi: u64) {
-        // What was written is dirty already: to look whether it may be written sets no bit.
-        let both = [(rdi, true), (rsi, false)];
-        for (linear, write) in both.into_iter().take(pages.into()) {
-            if let Some(page) = self.core.data_page(linear, false) {
-                self.permit(mode.view(), linear, write && page.writable, &page);
-            }
-        }
-    }
-
-    /// Lets translated code access the page around `linear`, which is `page`. It is about to
-    /// `write` there, or to read.
-    pub(crate) fn permit(&mut self, view: usize, linear: u64, write: bool, page: &DataPage) {
+    /// Lets translated code access the page around `linear`, which is `page`, and returns it as the
+    /// TLB has it. The code is about to `write` there, or to read.
+    pub(crate) fn permit(
+        &mut self,
+        view: usize,
+        linear: u64,
+        write: bool,
+        page: &DataPage,
+    ) -> Page {
         let mut writable = page.writable;
         if let Some(lockstep) = &mut self.lockstep {
             // The second level would grant later what nobody asks for now.
@@ -693,6 +679,7 @@ impl TranslatorVcpu {
             writable,
         };
         self.lookup.fill(&mut self.context, view, page, write);
+        page
     }
 
     /// An instruction raised a signal: the interpreter raises what it stands for.

@@ -155,8 +155,8 @@ fn unpack_exit(bytes: &[u8; EXIT], mode: Mode) -> Exit {
 }
 
 /// Bits of each field of a site, from the lowest: instruction, size, skew, alignment's logarithm,
-/// flags, pages that strings look up, exit if it is single, movement of RSP, retry, next.
-const SITE_BITS: [u32; 10] = [12, 10, 10, 3, 3, 2, 8, 17, 15, 16];
+/// flags, exit if it is single, movement of RSP, retry, next.
+const SITE_BITS: [u32; 9] = [12, 10, 10, 3, 5, 8, 17, 15, 16];
 /// No exit.
 const NO_EXIT: u8 = u8::MAX;
 /// What is added to how much RSP was moved, so that it is not negative: a slot is pushed.
@@ -164,7 +164,12 @@ const MOVED_BIAS: i32 = 8;
 
 fn pack_site(room: &mut Vec<u8>, site: &Site, entry: u32) {
     let relative = |position: u32| u128::from(position - entry);
-    let flags = [site.write, site.vectors, site.works_on_vectors];
+    let flags = [
+        site.write,
+        site.vectors,
+        site.works_on_vectors,
+        site.gs_page,
+    ];
     let flags = flags
         .iter()
         .rev()
@@ -176,7 +181,6 @@ fn pack_site(room: &mut Vec<u8>, site: &Site, entry: u32) {
         site.skew.into(),
         site.alignment.trailing_zeros().into(),
         flags,
-        site.string_pages.into(),
         site.single.unwrap_or(NO_EXIT).into(),
         moved.into(),
         relative(site.retry),
@@ -195,18 +199,7 @@ fn unpack_site(bytes: &[u8; SITE], entry: u32) -> Site {
     let mut packed = [0; 16];
     packed[..SITE].copy_from_slice(bytes);
     let mut packed = u128::from_le_bytes(packed);
-    let [
-        at,
-        size,
-        skew,
-        alignment,
-        flags,
-        pages,
-        single,
-        moved,
-        retry,
-        next,
-    ] = SITE_BITS.map(|bits| {
+    let [at, size, skew, alignment, flags, single, moved, retry, next] = SITE_BITS.map(|bits| {
         let value = packed as u32 & ((1 << bits) - 1);
         packed >>= bits;
         value
@@ -219,7 +212,7 @@ fn unpack_site(bytes: &[u8; SITE], entry: u32) -> Site {
         skew: skew as u16,
         vectors: flags & 2 != 0,
         works_on_vectors: flags & 4 != 0,
-        string_pages: pages as u8,
+        gs_page: flags & 8 != 0,
         single: Some(single as u8).filter(|exit| *exit != NO_EXIT),
         moved: moved as i32 - MOVED_BIAS,
         retry: entry + retry,
@@ -463,7 +456,7 @@ mod tests {
             skew: 511,
             vectors: true,
             works_on_vectors: false,
-            string_pages: 2,
+            gs_page: true,
             single: Some(254),
             moved: 0,
             retry: ENTRY + 0x7fff,
@@ -477,7 +470,7 @@ mod tests {
             write: false,
             alignment: 1,
             works_on_vectors: true,
-            string_pages: 0,
+            gs_page: false,
             single: None,
             next: None,
             ..site()

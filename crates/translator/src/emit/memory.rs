@@ -201,6 +201,9 @@ impl Emitter<'_> {
         size: u16,
         write: bool,
     ) -> Mem {
+        if let Some(mem) = self.gs_page(number, insn, address, size, write) {
+            return mem;
+        }
         let checked = self.check(number, insn, address, size, write, false);
         self.host_address(&checked)
     }

@@ -7,6 +7,7 @@
 
 use super::{Class, Insn, Plan, SCRATCH_MAX, has_high_byte};
 use crate::asm::RSP;
+use crate::gs_pages::{GS_VIEWS, place};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 /// Most bytes between the first and the last byte of a group: the larger, the likelier is a
@@ -207,6 +208,7 @@ fn index(base: Base) -> usize {
 fn access(insn: &Insn, plan: &Plan) -> Option<(Base, i64, i64, bool)> {
     let full = 8;
     let stack = Base::Register(RSP);
+    let view = plan.mode.view();
     match insn.class {
         Class::Push | Class::PushFlags | Class::Call(_) => Some((stack, -full, full, true)),
         Class::Pop | Class::Return(_) => Some((stack, 0, full, false)),
@@ -224,7 +226,12 @@ fn access(insn: &Insn, plan: &Plan) -> Option<(Base, i64, i64, bool)> {
                 _ => return None,
             };
             let disp = instruction.memory_displacement64() as i64;
-            i32::try_from(disp).ok()?;
+            let distance = i32::try_from(disp).ok()?;
+            let size = u16::from(access.size);
+            if base == Base::Gs && view < GS_VIEWS && place(distance, size).is_some() {
+                // It has a faster way.
+                return None;
+            }
             Some((base, disp, access.size.into(), access.write))
         }
         _ => None,
