@@ -189,7 +189,8 @@ mod tests {
     #[test]
     fn what_the_tlb_forgets_is_forgotten() {
         let linear = BASE + 0x3000;
-        let forget: [(&str, [usize; 2], fn(&mut Lookup, &mut Context, u64)); 7] = [
+        type Forget = fn(&mut Lookup, &mut Context, u64);
+        let forget: [(&str, [usize; 2], Forget); 7] = [
             ("all", [0, 0], |l, c, _| l.forget_all(c)),
             ("lower", [2, 2], |l, c, _| l.forget_lower(c)),
             ("page", [0, 0], |l, c, at| l.forget_page(c, at + 0xabc)),
