@@ -72,6 +72,29 @@ pub(crate) struct SecondEntry {
     pub(crate) bias: u64,
 }
 
+/// The second level of the software TLB, in pages of its own: a table for each view.
+#[repr(C, align(4096))]
+pub(crate) struct SecondLevel(pub(crate) [[SecondEntry; SECOND_ENTRIES]; TLB_VIEWS]);
+
+impl Context {
+    /// Empties the second level of the TLB of a vCPU's own context. What it held is the host's again.
+    pub(crate) fn empty_second(&mut self) {
+        let second = &raw mut self.second;
+        // SAFETY: whole pages of a private anonymous mapping, which nobody else uses, become zero, and
+        // zero is an entry that is empty.
+        let given = unsafe {
+            let advice = rustix::mm::Advice::LinuxDontNeed;
+            rustix::mm::madvise(second.cast(), size_of::<SecondLevel>(), advice)
+        };
+        if given.is_err() {
+            self.second
+                .0
+                .as_flattened_mut()
+                .fill(SecondEntry::default());
+        }
+    }
+}
+
 /// A guest address and where its translation begins.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
@@ -212,8 +235,7 @@ pub(crate) struct Context {
     /// For each view of kernel code the pages behind the base of GS that may be read, then those
     /// that may be written.
     pub(crate) gs_pages: [[[GsPage; GS_PAGES]; 2]; GS_VIEWS],
-    /// For each view.
-    pub(crate) second: [[SecondEntry; SECOND_ENTRIES]; TLB_VIEWS],
+    pub(crate) second: SecondLevel,
     /// The jump caches: first those that code looks into by itself, then, as many, those that
     /// are asked when the first has another jump in its place.
     pub(crate) jumps: [[JumpEntry; JUMP_ENTRIES]; 2 * JUMP_CACHES],

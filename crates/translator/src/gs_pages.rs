@@ -125,7 +125,7 @@ mod tests {
     /// A page that may be read and written in both views.
     fn filled(base: u64, number: u64) -> (Lookup, ContextBox) {
         let mut context = ContextBox::new().expect("memory");
-        let mut lookup = Lookup::default();
+        let mut lookup = Lookup::with_tlb();
         context.gs_base = base;
         for view in 0..GS_VIEWS {
             for write in [false, true] {

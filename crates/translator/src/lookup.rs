@@ -69,9 +69,11 @@ pub(crate) struct Page {
     pub(crate) writable: bool,
 }
 
-/// Lists of fills; the default is for a context with nothing in it.
+/// Lists of fills; the default is for a jail's context with nothing in it.
 #[derive(Default)]
 pub(crate) struct Lookup {
+    /// Whether there is a TLB. Jails have none.
+    has_tlb: bool,
     /// Jumps to the lower half of the linear address space, then to the upper one.
     jumps: [Vec<(u8, u16)>; 2],
     /// The pages of each list in `jumps`.
@@ -109,10 +111,19 @@ fn last_byte(linear: u64) -> u64 {
 }
 
 impl Lookup {
+    /// For a vCPU's own context with nothing in it.
+    pub(crate) fn with_tlb() -> Self {
+        Self {
+            has_tlb: true,
+            ..Self::default()
+        }
+    }
+
     /// Lets `page` be read (or written, if `write`), and the second level know all that may be done
     /// with it.
     pub(crate) fn fill(&mut self, context: &mut Context, view: usize, page: Page, write: bool) {
         debug_assert!(page.writable || !write, "a page that may not be written");
+        debug_assert!(self.has_tlb, "a TLB");
         self.fills += 1;
         let linear = page.linear & !0xfff;
         let (half, bias) = (half(linear), page.host.wrapping_sub(linear));
@@ -121,7 +132,7 @@ impl Lookup {
         } else {
             0
         };
-        context.second[view][refill::index(linear)] = SecondEntry {
+        context.second.0[view][refill::index(linear)] = SecondEntry {
             tag: linear + context.generations[half],
             bias: bias + permission,
         };
@@ -199,13 +210,15 @@ impl Lookup {
     }
 
     fn forget_half(&mut self, context: &mut Context, half: usize) {
-        for view in 0..TLB_VIEWS {
-            empty(context, half, view, false);
-            empty(context, half, view, true);
-        }
-        next_generation(context, |context| &mut context.generations[half]);
-        self.forget_gs_half(context, half);
         self.forget_jumps_of(context, half);
+        if self.has_tlb {
+            for view in 0..TLB_VIEWS {
+                empty(context, half, view, false);
+                empty(context, half, view, true);
+            }
+            next_generation(context, |context| &mut context.generations[half]);
+            self.forget_gs_half(context, half);
+        }
     }
 
     fn forget_jumps_of(&mut self, context: &mut Context, half: usize) {
@@ -220,19 +233,11 @@ impl Lookup {
 
     /// Forgets the 4 KiB around `linear`.
     pub(crate) fn forget_page(&mut self, context: &mut Context, linear: u64) {
-        let (page, index) = (linear & !0xfff, index(linear));
-        for table in context.tlb.iter_mut().flatten() {
-            if table[index].page() == page {
-                table[index] = TlbEntry::empty(index);
-            }
+        if self.has_tlb {
+            forget_page(context, linear);
+            let page = linear & !0xfff;
+            self.forget_gs_pages(context, false, |there| there == page);
         }
-        for view in &mut context.second {
-            let entry = &mut view[refill::index(linear)];
-            if entry.tag & !0xfff == page {
-                *entry = SecondEntry::default();
-            }
-        }
-        self.forget_gs_pages(context, false, |there| there == page);
         if !self.jump_pages[half(linear)].may_contain(linear) {
             return;
         }
@@ -255,7 +260,7 @@ impl Lookup {
         if entry.page() == page {
             *entry = TlbEntry::empty(index);
         }
-        let second = &mut context.second[view][refill::index(linear)];
+        let second = &mut context.second.0[view][refill::index(linear)];
         if second.tag & !0xfff == page {
             // No generation is 0.
             second.bias &= !0xfff;
@@ -265,6 +270,9 @@ impl Lookup {
 
     /// Forgets every permission to write.
     pub(crate) fn forget_writes(&mut self, context: &mut Context) {
+        if !self.has_tlb {
+            return;
+        }
         for view in 0..TLB_VIEWS {
             empty(context, 0, view, true);
             empty(context, 1, view, true);
@@ -320,16 +328,28 @@ fn empty(context: &mut Context, half: usize, view: usize, write: bool) {
     }
 }
 
+/// Forgets the 4 KiB around `linear` in both levels of the TLB.
+fn forget_page(context: &mut Context, linear: u64) {
+    let (page, index) = (linear & !0xfff, index(linear));
+    for table in context.tlb.iter_mut().flatten() {
+        if table[index].page() == page {
+            table[index] = TlbEntry::empty(index);
+        }
+    }
+    for view in &mut context.second.0 {
+        let entry = &mut view[refill::index(linear)];
+        if entry.tag & !0xfff == page {
+            *entry = SecondEntry::default();
+        }
+    }
+}
+
 /// Makes entries of the second level that have the current `generation` match nothing any more.
 fn next_generation(context: &mut Context, generation: impl Fn(&mut Context) -> &mut u64) {
     let next = generation(context);
-    // A jail can write what it likes in its context, which has no use for this.
-    *next = next.wrapping_add(1);
-    if !(1..GENERATIONS).contains(next) {
-        context
-            .second
-            .as_flattened_mut()
-            .fill(SecondEntry::default());
+    *next += 1;
+    if *next == GENERATIONS {
+        context.empty_second();
         context.generations = [1; 2];
         context.write_generation = 1;
     }
@@ -359,7 +379,7 @@ mod tests {
 
     fn filled() -> (Lookup, ContextBox) {
         let mut context = ContextBox::new().expect("memory");
-        let mut lookup = Lookup::default();
+        let mut lookup = Lookup::with_tlb();
         for (n, linear) in PAGES.into_iter().enumerate() {
             for view in 0..TLB_VIEWS {
                 let page = Page {
@@ -381,7 +401,7 @@ mod tests {
             let entry = view[usize::from(write)][index(linear)];
             linear.wrapping_add(entry.tag) < 4096
         });
-        let second = context.second.iter().filter(|view| {
+        let second = context.second.0.iter().filter(|view| {
             let entry = view[refill::index(linear)];
             let may_write = entry.bias & 0xfff == context.write_generation;
             entry.tag == tag && (may_write || !write)

@@ -206,7 +206,7 @@ impl TranslatorVcpu {
             context,
             bell,
             store,
-            lookup: Lookup::default(),
+            lookup: Lookup::with_tlb(),
             units: Mode::empty(),
             vectors: Vectors::Core,
             taken: None,
