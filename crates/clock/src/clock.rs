@@ -2,6 +2,7 @@
 
 use crate::counter::{Counter, TscScale};
 use rustix::time::{ClockId, clock_gettime};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
@@ -25,8 +26,8 @@ const RUNNING: u64 = u64::MAX;
 
 #[derive(Debug)]
 enum Source {
-    /// `CLOCK_MONOTONIC` of the host.
-    Monotonic,
+    /// `CLOCK_MONOTONIC` of the host, one nanosecond in this many.
+    Monotonic(NonZeroU64),
     Counter(Counter),
     Manual(AtomicU64),
 }
@@ -35,7 +36,16 @@ impl Clock {
     /// A clock that stands at `start` nanoseconds of machine time until [`Clock::resume`], and
     /// follows `CLOCK_MONOTONIC` then.
     pub fn stopped_at(start: u64) -> Self {
-        Self::with_source(Source::Monotonic, start)
+        Self::with_source(Source::Monotonic(NonZeroU64::MIN), start)
+    }
+
+    /// As [`Clock::stopped_at`], but it is `slowness` times as slow: for who executes guest code as
+    /// slowly, so that a guest does not spend all of its time on its timers.
+    ///
+    /// Who waits for as long as there is machine time left until a deadline wakes up early, and has
+    /// to look and wait again. That everybody does in any case.
+    pub fn slowed(slowness: NonZeroU64, start: u64) -> Self {
+        Self::with_source(Source::Monotonic(slowness), start)
     }
 
     /// As [`Clock::stopped_at`], but it follows the host's time-stamp counter, if that can be
@@ -138,7 +148,9 @@ impl Inner {
         let offset = || self.offset.load(Ordering::Relaxed);
         match &self.source {
             Source::Counter(counter) => counter.now(),
-            Source::Monotonic => monotonic_nanos().wrapping_add_signed(offset()),
+            Source::Monotonic(slowness) => {
+                (monotonic_nanos() / *slowness).wrapping_add_signed(offset())
+            }
             Source::Manual(now) => now.load(Ordering::Acquire).wrapping_add_signed(offset()),
         }
     }
@@ -147,7 +159,7 @@ impl Inner {
     fn tie(&self, machine: u64) {
         let source = match &self.source {
             Source::Counter(counter) => return counter.resume(machine),
-            Source::Monotonic => monotonic_nanos(),
+            Source::Monotonic(slowness) => monotonic_nanos() / *slowness,
             Source::Manual(now) => now.load(Ordering::Acquire),
         };
         let offset = machine.wrapping_sub(source) as i64;
@@ -203,6 +215,19 @@ mod tests {
         clock.set(1 << 40);
         clock.resume();
         assert!(clock.now() >= 1 << 40 && clock.now() < (1 << 40) + NANOS_PER_SECOND);
+    }
+
+    #[test]
+    fn a_slowed_clock_is_as_slow_as_was_asked() {
+        let slowness = NonZeroU64::new(1000).unwrap();
+        let clock = Clock::slowed(slowness, 7);
+        let begin = std::time::Instant::now();
+        clock.resume();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let passed = clock.now() - 7;
+        let host = begin.elapsed().as_nanos() as u64;
+        // A part of a nanosecond counts for none.
+        assert!((20_000 - 1..=host / 1000 + 1).contains(&passed), "{passed}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Memory for translated code: one memory object, mapped writable and mapped executable, at two
-//! addresses.
+//! addresses. It has no name: what is mapped from a file, a `memfd` too, `perf` takes for a program,
+//! and does not look for the map of [`crate::perf_map`].
 //!
 //! # Seeing new code
 //! Only the thread of the vCPU writes to its code memory and executes it, so no other processor
@@ -28,14 +29,13 @@ use std::sync::OnceLock;
 use std::{fmt, io};
 
 use crate::window::place;
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{
+    MapFlags, MprotectFlags, MremapFlags, ProtFlags, mmap_anonymous, mprotect, mremap, munmap,
+};
+use std::ffi::c_void;
 
 /// The most bytes: a relative jump reaches from any byte to any other.
 pub(crate) const CAPACITY_MAX: usize = 1 << 31;
-
-/// What the mappings are called in `/proc/PID/maps`.
-const NAME: &str = "translated-code";
 
 /// The translated code of one vCPU. Memory is committed as it is written to.
 pub(crate) struct CodeMemory {
@@ -55,7 +55,7 @@ impl CodeMemory {
     ///
     /// # Errors
     /// `InvalidInput` if `capacity` is 0 or above [`CAPACITY_MAX`]; else what the kernel says: no
-    /// memory, or executable memory objects are forbidden (`vm.memfd_noexec`).
+    /// memory, or none that is executable.
     pub(crate) fn new(capacity: usize) -> io::Result<Self> {
         Self::create(capacity, false)
     }
@@ -72,31 +72,21 @@ impl CodeMemory {
         if capacity == 0 || capacity > CAPACITY_MAX {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        // Kernels before 6.3 do not know MFD_EXEC and need no flag.
-        let file = memfd_create(NAME, MemfdFlags::CLOEXEC | MemfdFlags::EXEC)
-            .or_else(|_| memfd_create(NAME, MemfdFlags::CLOEXEC))?;
-        ftruncate(&file, capacity as u64)?;
-        let map = |protection| {
-            let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-            // SAFETY: the kernel chooses the place of a new mapping, so nothing is replaced.
-            let address = unsafe { mmap(ptr::null_mut(), capacity, protection, flags, &file, 0) }?;
-            NonNull::new(address.cast::<u8>())
-                .ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))
-        };
-        let writable = map(ProtFlags::READ | ProtFlags::WRITE)?;
         let protection = ProtFlags::READ | ProtFlags::EXEC;
-        let executable = if in_jail {
-            let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE;
-            place::map(capacity, |at| {
-                // SAFETY: a new mapping, which replaces nothing.
-                unsafe { mmap(at as *mut _, capacity, protection, flags, &file, 0) }
-            })
-        } else {
-            map(protection)
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        let map = |at: *mut c_void, flags| {
+            // SAFETY: a new mapping, which replaces nothing.
+            unsafe { mmap_anonymous(at, capacity, protection, flags) }
         };
-        let executable = executable.inspect_err(|_| {
+        let executable = if in_jail {
+            let flags = flags | MapFlags::FIXED_NOREPLACE;
+            place::map(capacity, |at| map(at as *mut _, flags))?.cast()
+        } else {
+            NonNull::new(map(ptr::null_mut(), flags)?.cast()).ok_or(io::ErrorKind::OutOfMemory)?
+        };
+        let writable = map_again(executable, capacity).inspect_err(|_| {
             // SAFETY: mapped above, and known to nobody.
-            let unmapped = unsafe { munmap(writable.as_ptr().cast(), capacity) };
+            let unmapped = unsafe { munmap(executable.as_ptr().cast(), capacity) };
             debug_assert!(unmapped.is_ok(), "{unmapped:?}");
         })?;
         Ok(Self {
@@ -226,6 +216,21 @@ impl CodeMemory {
     }
 }
 
+/// Maps the `len` bytes of shared memory at `old` a second time, to be written.
+fn map_again(old: NonNull<u8>, len: usize) -> io::Result<NonNull<u8>> {
+    // SAFETY: with an old length of 0, the old mapping stays, and its memory is mapped once more
+    // (mremap(2)), where the kernel likes.
+    let new = unsafe { mremap(old.as_ptr().cast(), 0, len, MremapFlags::MAYMOVE) }?;
+    // SAFETY: it was mapped just now, and nobody knows it.
+    let made = unsafe { mprotect(new, len, MprotectFlags::READ | MprotectFlags::WRITE) };
+    made.inspect_err(|_| {
+        // SAFETY: as above.
+        let unmapped = unsafe { munmap(new, len) };
+        debug_assert!(unmapped.is_ok(), "{unmapped:?}");
+    })?;
+    NonNull::new(new.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+}
+
 impl Drop for CodeMemory {
     fn drop(&mut self) {
         for start in [self.writable, self.executable] {
@@ -318,7 +323,8 @@ mod tests {
                 .lines()
                 .find(|line| line.starts_with(&format!("{start:x}-")))
                 .expect("a mapping of its own");
-            assert!(line.contains(NAME), "{line}");
+            // By this name `perf` knows code that is made at run time.
+            assert!(line.contains("/dev/zero"), "{line}");
             line.split(' ').nth(1).expect("flags").to_owned()
         });
         assert_eq!(flags, ["rw-s", "r-xs"]);

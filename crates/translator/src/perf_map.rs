@@ -16,13 +16,13 @@ pub(crate) struct PerfMap {
 }
 
 impl PerfMap {
-    /// Appends to this process's map, as each vCPU does. A line is written at once or not at all
-    /// while it fits the buffer, so those of several vCPUs don't mix.
+    /// Appends to the map of process `pid`, as each vCPU does to this one's. A line is written at
+    /// once or not at all while it fits the buffer, so those of several vCPUs don't mix.
     ///
     /// # Errors
     /// If the file can't be made or opened, or is a link: anybody may write to `/tmp`.
-    pub(crate) fn create() -> io::Result<Self> {
-        Self::open(Path::new(&format!("/tmp/perf-{}.map", std::process::id())))
+    pub(crate) fn of(pid: u32) -> io::Result<Self> {
+        Self::open(Path::new(&format!("/tmp/perf-{pid}.map")))
     }
 
     fn open(path: &Path) -> io::Result<Self> {

@@ -78,7 +78,7 @@ pub(crate) struct Store {
     emitted: Emitted,
     tails: Tails,
     record: Vec<u8>,
-    perf_map: Option<PerfMap>,
+    perf_maps: Vec<PerfMap>,
     /// In lock-step: what a check has to know of blocks, by their entry; also of those that were
     /// dropped.
     pub(crate) recipes: Option<HashMap<u32, Arc<Recipe>>>,
@@ -98,7 +98,10 @@ impl Store {
         context.vectors_gate = gate::load_vectors as *const () as u64;
         context.syscall_gate = crossing::syscall as *const () as u64;
         context.sysret_gate = crossing::sysret as *const () as u64;
-        Self::create(memory, 0, context, perf_map)
+        let map = perf_map.then(|| PerfMap::of(std::process::id()));
+        let mut store = Self::create(memory, 0, context)?;
+        store.perf_maps.extend(map.transpose()?);
+        Ok(store)
     }
 
     /// An empty store for a jail: its code memory begins with the code in `stub`, which is asked
@@ -127,7 +130,15 @@ impl Store {
         context: &mut Context,
     ) -> io::Result<Self> {
         self.memory.erase()?;
-        Self::begin_in_jail(self.memory, stub, ask, context)
+        let mut store = Self::begin_in_jail(self.memory, stub, ask, context)?;
+        store.perf_maps = self.perf_maps;
+        Ok(store)
+    }
+
+    /// Names the code in the perf map of process `pid`, in which it is, from now on. If the file
+    /// can't be made, it has no names there.
+    pub(crate) fn name_code_of(&mut self, pid: u32) {
+        self.perf_maps.extend(PerfMap::of(pid));
     }
 
     fn begin_in_jail(
@@ -138,16 +149,11 @@ impl Store {
     ) -> io::Result<Self> {
         memory.write(0, stub);
         context.assist_gate = memory.address(ask) as u64;
-        Self::create(memory, stub.len(), context, false)
+        Self::create(memory, stub.len(), context)
     }
 
     /// A store in `memory`, the first `taken` bytes of which are in use.
-    fn create(
-        mut memory: CodeMemory,
-        taken: usize,
-        context: &mut Context,
-        perf_map: bool,
-    ) -> io::Result<Self> {
+    fn create(mut memory: CodeMemory, taken: usize, context: &mut Context) -> io::Result<Self> {
         let begin = taken.next_multiple_of(ALIGNMENT);
         let mut asm = Asm::new(begin, Vec::new());
         let mut trampoline = |reason: Option<Reason>, gate: i32| {
@@ -203,7 +209,7 @@ impl Store {
             tails: Tails::default(),
             record: Vec::new(),
             generation: 0,
-            perf_map: perf_map.then(PerfMap::create).transpose()?,
+            perf_maps: Vec::new(),
             recipes: None,
             counters: Counters::default(),
         })
@@ -282,7 +288,7 @@ impl Store {
         self.counters.translated += 1;
         self.counters.translated_insns += plan.insns.len() as u64;
         self.counters.translated_bytes += emitted.code.len() as u64;
-        if let Some(map) = &mut self.perf_map {
+        for map in &mut self.perf_maps {
             let address = self.memory.address(start);
             // A map that can't be written is only a profile with less names.
             let _ = map.add(

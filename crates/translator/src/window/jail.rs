@@ -243,6 +243,11 @@ impl Jail {
         }
     }
 
+    /// The ID of its process.
+    pub(super) fn pid(&self) -> u32 {
+        self.process.0.unsigned_abs()
+    }
+
     /// Its process and its thread that runs, for [`interrupt`].
     pub(super) fn runner(&self) -> (i32, i32) {
         (self.process.0, self.runner as i32)
@@ -661,7 +666,7 @@ mod tests {
         let path = |name: &str| format!("/proc/{}/{name}", fixture.jail.process.0);
         let maps = fs::read_to_string(path("maps")).expect("maps");
         let of = |line: &str| {
-            ["translated-code", "/dev/zero", "jail-orders", "[vsyscall]"]
+            ["/dev/zero", "jail-orders", "[vsyscall]"]
                 .into_iter()
                 .find(|name| line.contains(name))
         };

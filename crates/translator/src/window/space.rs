@@ -158,6 +158,7 @@ pub(crate) struct Windows {
     /// What changed in the vCPU's own translations meanwhile.
     pub(super) pending: Changes,
     code_cache: usize,
+    perf_map: bool,
     /// How long jails ran, in this run.
     pub(super) inside: Duration,
     clock: u64,
@@ -184,6 +185,7 @@ impl Windows {
             active: None,
             pending: Changes::default(),
             code_cache: options.shares().1,
+            perf_map: options.perf_map,
             inside: Duration::ZERO,
             clock: 0,
             broken: 0,
@@ -324,9 +326,15 @@ impl Windows {
             }
         };
         let stub = Stub::get();
-        let store = Store::in_jail(self.code_cache, stub.code, stub.ask, &mut context)?;
+        let mut store = Store::in_jail(self.code_cache, stub.code, stub.ask, &mut context)?;
         let (code, place) = (store.memory.range(), context.range());
         let jail = Jail::new(code.clone(), &context, place.clone(), memory)?;
+        if self.perf_map {
+            // A jail that `perf` has seen begin is to it a copy of this process.
+            for pid in [std::process::id(), jail.pid()] {
+                store.name_code_of(pid);
+            }
+        }
         // Until somebody has looked, its code stops at each poll.
         bell.ring();
         self.counters.jails += 1;
