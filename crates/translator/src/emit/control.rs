@@ -82,7 +82,11 @@ impl Emitter<'_> {
             self.take_temporary(1);
         }
         self.restore(self.plan.scratch_mask() & !last);
-        self.asm.store_field(field!(pc), t0);
+        // Only blocks that do not know their address want to be told.
+        let tells = self.plan.mode.contains(Mode::USER);
+        if tells {
+            self.asm.store_field(field!(pc), t0);
+        }
         self.asm.pext(t1, t0, field!(jump_mask));
         self.asm.lea(t1, Mem::sum(t1, t1, 0));
         self.borrow_rcx();
@@ -95,6 +99,9 @@ impl Emitter<'_> {
             returns_rcx: !rcx_free,
             gate: self.gates.indirect[self.plan.mode.slot()],
         };
+        if !tells {
+            self.asm.store_field(field!(pc), t0);
+        }
         self.end(ask_second, site);
         self.asm.land(hit);
         self.asm.load_gs(RCX, Mem::scaled(t1, 3, hosts));

@@ -69,6 +69,8 @@ struct Open {
     /// The first byte and the one after the last.
     first: i64,
     end: i64,
+    /// Whether its check is for writes.
+    write: bool,
     /// The last reference, and how many there are.
     last: usize,
     members: usize,
@@ -90,7 +92,9 @@ pub(crate) fn share(plan: &mut Plan, room: usize) {
             let leader = &references[group.leader];
             leader.base == reference.base
                 && leader.version == reference.version
-                && (!reference.write || checks_writes(leader))
+                && (!reference.write
+                    || group.write
+                    || is_certain(plan, leader.insn, reference.insn))
                 && group.end.max(end) - group.first.min(reference.first) <= RANGE_MAX
         });
         let index = found.unwrap_or(open.len());
@@ -101,11 +105,13 @@ pub(crate) fn share(plan: &mut Plan, room: usize) {
                 first: reference.first,
                 end,
                 last: number,
+                write: checks_writes(reference),
                 members: 0,
                 group: None,
             });
         }
         let group = &mut open[index];
+        group.write |= reference.write;
         group.first = group.first.min(reference.first);
         group.end = group.end.max(end);
         group.last = number;
@@ -128,7 +134,7 @@ pub(crate) fn share(plan: &mut Plan, room: usize) {
             base: leader.base,
             first,
             range: (group.end - group.first) as u16,
-            write: checks_writes(leader),
+            write: group.write,
             slot,
         });
     }
@@ -137,6 +143,25 @@ pub(crate) fn share(plan: &mut Plan, room: usize) {
             plan.insns[reference.insn].shared = Some(Use { group });
         }
     }
+}
+
+/// Whether instruction `to` makes its access once `from` has made its own, so that the page may be
+/// marked dirty before either: nothing in between leads elsewhere or can raise anything.
+fn is_certain(plan: &Plan, from: usize, to: usize) -> bool {
+    let divides =
+        |insn: &Insn| matches!(insn.instruction.mnemonic(), Mnemonic::Div | Mnemonic::Idiv);
+    // Vector accesses may have to be aligned.
+    let only_accesses = |insn: &Insn| match insn.class {
+        Class::Memory(access) => !access.vector && access.size <= 8 && !divides(insn),
+        _ => false,
+    };
+    let insns = &plan.insns;
+    let between = insns[from + 1..to].iter().all(|insn| match insn.class {
+        Class::Nothing | Class::LeaRip => true,
+        Class::Copy => !divides(insn),
+        _ => false,
+    });
+    between && only_accesses(&insns[from]) && only_accesses(&insns[to])
 }
 
 /// The stack is written sooner or later.

@@ -174,6 +174,13 @@ impl Guest {
         self.memory.write(gpa, bytes).expect("memory");
     }
 
+    /// The 8 bytes at `gpa`.
+    pub(crate) fn read(&self, gpa: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.memory.read(gpa, &mut bytes).expect("memory");
+        u64::from_le_bytes(bytes)
+    }
+
     pub(crate) fn state(&self, index: usize) -> VcpuState {
         self.vcpus[index].state()
     }

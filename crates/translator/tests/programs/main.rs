@@ -4,6 +4,7 @@
 mod bases;
 mod code;
 mod crossings;
+mod dirty;
 mod gs_pages;
 mod guest;
 mod lock_step;

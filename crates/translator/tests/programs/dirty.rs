@@ -1,0 +1,43 @@
+//! Accesses that share a check mark a page dirty only if it is written.
+
+use crate::code::Code;
+use crate::guest::{End, Guest, KERNEL};
+
+const CODE: u64 = 0x11_0000;
+const DATA: u64 = 0x14_0000;
+const LINEAR: u64 = 0x40_0000;
+const RBX: u8 = 3;
+/// The page table entry's bit.
+const DIRTY: u64 = 1 << 6;
+
+/// Runs `body` a few times with RBX at a page whose first word is 7. Returns that word afterwards,
+/// and whether the page is dirty.
+fn run(body: &[u8]) -> (u64, bool) {
+    let mut guest = Guest::new(1);
+    let space = guest.space();
+    let (entry, _) = guest.map(space, LINEAR, DATA, 0);
+    let value = guest.read(entry);
+    guest.write(entry, &(value & !DIRTY).to_le_bytes());
+    guest.write(DATA, &7u64.to_le_bytes());
+    let code = Code::new().set(RBX, LINEAR).raw(body).raw(body).end(0);
+    guest.write(CODE, &code.finish());
+    guest.start(0, space, 0, KERNEL + CODE);
+    assert_eq!(guest.run(), End::Result(0));
+    (guest.read(DATA), guest.read(entry) & DIRTY != 0)
+}
+
+#[test]
+fn what_is_read_changed_and_written_is_dirty() {
+    // mov rax, [rbx]; add rax, 1; mov [rbx], rax
+    let body = [0x48, 0x8b, 0x03, 0x48, 0x83, 0xc0, 1, 0x48, 0x89, 0x03];
+    assert_eq!(run(&body), (9, true));
+}
+
+#[test]
+fn what_is_not_written_after_all_is_not() {
+    // mov rax, [rbx]; test rax, rax; jnz over the next; mov [rbx], rax
+    let body = [
+        0x48, 0x8b, 0x03, 0x48, 0x85, 0xc0, 0x75, 3, 0x48, 0x89, 0x03,
+    ];
+    assert_eq!(run(&body), (7, false));
+}
