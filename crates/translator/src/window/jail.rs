@@ -342,12 +342,16 @@ impl Jail {
             error: 0,
             flags,
         };
-        // SAFETY: the kernel reads a structure of this size.
-        let result = unsafe { libc::ioctl(self.listener.as_raw_fd(), SEND, &raw const answer) };
-        match io::Error::last_os_error().raw_os_error() {
-            _ if result == 0 => Ok(true),
-            Some(libc::ENOENT) => Ok(false),
-            _ => Err(Broken),
+        loop {
+            // SAFETY: the kernel reads a structure of this size.
+            let result = unsafe { libc::ioctl(self.listener.as_raw_fd(), SEND, &raw const answer) };
+            match io::Error::last_os_error().raw_os_error() {
+                _ if result == 0 => return Ok(true),
+                // A signal has come to this thread while the runner, interrupted, left its call.
+                Some(libc::EINTR) => {}
+                Some(libc::ENOENT) => return Ok(false),
+                _ => return Err(Broken),
+            }
         }
     }
 }
