@@ -8,9 +8,8 @@ use std::time::Duration;
 /// The unit of times in /proc/PID/stat: `USER_HZ`, which is 100 on every x86 Linux.
 const TICK: Duration = Duration::from_millis(10);
 
-/// What backs guest memory and translated code in Doppel (`memory::guest`,
-/// `translator::code_memory`).
-const NOT_OWN: [&str; 2] = ["/memfd:guest-memory", "/memfd:translated-code"];
+/// What backs guest memory in Doppel (`memory::guest`).
+const GUEST_MEMORY: &str = "/memfd:guest-memory";
 
 /// A process, and all that descend from it.
 #[derive(Debug, Clone, Copy)]
@@ -89,22 +88,46 @@ impl Stat {
     }
 }
 
-/// The proportional share of a process in its mappings but [`NOT_OWN`], in KiB:
-/// `Pss` in /proc/PID/smaps.
-fn own_kib(smaps: &str) -> u64 {
-    let (mut sum, mut counts) = (0, true);
+/// A mapping in /proc/PID/smaps.
+struct Mapping<'a> {
+    executable: bool,
+    inode: &'a str,
+    path: &'a str,
+    pss_kib: u64,
+}
+
+/// The mappings of a process: each has a line `ADDRESS-ADDRESS PERMISSIONS OFFSET DEVICE INODE PATH`,
+/// then lines of numbers, among them `Pss`, its proportional share.
+fn mappings(smaps: &str) -> Vec<Mapping<'_>> {
+    let mut found: Vec<Mapping<'_>> = Vec::new();
     for line in smaps.lines() {
-        let mut words = line.split_whitespace();
-        match (words.next(), words.next()) {
-            (Some("Pss:"), Some(kib)) if counts => sum += kib.parse().unwrap_or(0),
-            // ADDRESS-ADDRESS PERMISSIONS OFFSET DEVICE INODE PATH
-            (Some(first), Some(_)) if !first.ends_with(':') => {
-                counts = !words.nth(3).is_some_and(|path| NOT_OWN.contains(&path));
+        let words: Vec<_> = line.split_whitespace().collect();
+        match (words.as_slice(), found.last_mut()) {
+            (["Pss:", kib, ..], Some(last)) => last.pss_kib = kib.parse().unwrap_or(0),
+            ([first, permissions, _, _, inode, path @ ..], _) if !first.ends_with(':') => {
+                found.push(Mapping {
+                    executable: permissions.contains('x'),
+                    inode,
+                    path: path.first().unwrap_or(&""),
+                    pss_kib: 0,
+                });
             }
             _ => {}
         }
     }
-    sum
+    found
+}
+
+/// What a process has in its mappings, in KiB, but for the guest's memory and translated code: that
+/// is shared memory without a name which is mapped to be executed, and mapped again to be written.
+fn own_kib(smaps: &str) -> u64 {
+    let all = mappings(smaps);
+    let is_nameless = |m: &Mapping<'_>| m.path == "/dev/zero";
+    let code = all.iter().filter(|m| m.executable && is_nameless(m));
+    let code: BTreeSet<_> = code.map(|m| m.inode).collect();
+    let is_code = |m: &Mapping<'_>| is_nameless(m) && code.contains(m.inode);
+    let own = all.iter().filter(|m| m.path != GUEST_MEMORY && !is_code(m));
+    own.map(|m| m.pss_kib).sum()
 }
 
 #[cfg(test)]
@@ -140,11 +163,15 @@ Pss_Dirty:             2 kB
 7f00-7f01 rw-s 00000000 00:01 99 /memfd:guest-memory (deleted)
 Pss:                 900 kB
 7f02-7f03 rw-p 00000000 00:00 0
-7f04-7f05 r-xs 00000000 00:01 98 /memfd:translated-code (deleted)
+7f04-7f05 r-xs 00000000 00:01 98 /dev/zero (deleted)
 Pss:                  70 kB
 7f06-7f07 rw-s 00000000 00:01 97 /memfd:other (deleted)
 Pss:                  10 kB
+7f08-7f09 rw-s 00000000 00:01 96 /dev/zero (deleted)
+Pss:                 100 kB
+7f0a-7f0b rw-s 00000000 00:01 98 /dev/zero (deleted)
+Pss:                  70 kB
 ";
-        assert_eq!(own_kib(smaps), 13);
+        assert_eq!(own_kib(smaps), 113);
     }
 }
