@@ -28,6 +28,7 @@ use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
 use std::{fmt, io};
 
+use crate::store::PAGE;
 use crate::window::place;
 use rustix::mm::{
     MapFlags, MprotectFlags, MremapFlags, ProtFlags, mmap_anonymous, mprotect, mremap, munmap,
@@ -97,15 +98,24 @@ impl CodeMemory {
         })
     }
 
-    /// Makes all of it zero again.
+    /// Makes all of it zero again but the first `kept` bytes, which stay what they are all the
+    /// while: code in there may be running, as a jail's stub is in its second thread.
     ///
     /// # Errors
     /// If the host does not empty the memory.
-    pub(crate) fn erase(&mut self) -> io::Result<()> {
+    ///
+    /// # Panics
+    /// If it does not have so many bytes.
+    pub(crate) fn erase_behind(&mut self, kept: usize) -> io::Result<()> {
+        let pages = kept.next_multiple_of(PAGE).min(self.capacity);
+        self.write_data(kept, &vec![0; pages - kept]);
         let advice = rustix::mm::Advice::LinuxRemove;
-        // SAFETY: zeroes memory in which `&mut self` is the only access, and whose code does not
-        // run, as the thread that runs it, or lets it run, is here.
-        unsafe { rustix::mm::madvise(self.writable.as_ptr().cast(), self.capacity, advice) }?;
+        // SAFETY: zeroes the mapping from `pages` on, of which `&mut self` is the only access, and
+        // whose code does not run, as the thread that runs it, or lets it run, is here.
+        unsafe {
+            let from = self.writable.as_ptr().add(pages);
+            rustix::mm::madvise(from.cast(), self.capacity - pages, advice)
+        }?;
         self.is_new = true;
         Ok(())
     }
@@ -295,8 +305,6 @@ fn return_to_self() {
 mod tests {
     use super::*;
 
-    const PAGE: usize = 4096;
-
     fn memory() -> CodeMemory {
         CodeMemory::new(4 * PAGE).expect("memory for code")
     }
@@ -403,5 +411,34 @@ mod tests {
             let error = CodeMemory::new(capacity).expect_err("refused");
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         }
+    }
+
+    #[test]
+    fn what_is_kept_is_there_all_the_while() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        const KEPT: usize = 5000;
+        let mut memory = CodeMemory::new(64 * PAGE).expect("memory");
+        memory.write(0, &[0x90; KEPT]);
+        let code = memory.address(0);
+        let ended = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    for at in [0, KEPT - 1] {
+                        // SAFETY: the mapping is there until the thread has ended.
+                        let byte = unsafe { ((code + at) as *const u8).read_volatile() };
+                        assert_eq!(byte, 0x90);
+                    }
+                }
+            });
+            for round in 0..2000 {
+                memory.write(KEPT, &[0xcc; 40 * PAGE]);
+                memory.erase_behind(KEPT).expect("the host empties it");
+                let all = memory.bytes(0, memory.capacity());
+                assert!(all[KEPT..].iter().all(|b| *b == 0), "round {round}");
+            }
+            ended.store(true, Ordering::Relaxed);
+            reader.join().expect("it was there");
+        });
     }
 }

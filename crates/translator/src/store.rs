@@ -129,7 +129,7 @@ impl Store {
         ask: usize,
         context: &mut Context,
     ) -> io::Result<Self> {
-        self.memory.erase()?;
+        self.memory.erase_behind(stub.len())?;
         let mut store = Self::begin_in_jail(self.memory, stub, ask, context)?;
         store.perf_maps = self.perf_maps;
         Ok(store)
@@ -147,6 +147,7 @@ impl Store {
         ask: usize,
         context: &mut Context,
     ) -> io::Result<Self> {
+        // Where it is there already nothing changes: the jail's second thread is in it.
         memory.write(0, stub);
         context.assist_gate = memory.address(ask) as u64;
         Self::create(memory, stub.len(), context)
