@@ -422,6 +422,15 @@ impl Asm {
         self.code.len()
     }
 
+    /// Jumps, and leaves the flags alone, if RCX is not 0: to a place that is not known yet, as
+    /// [`Asm::jmp_forward`].
+    pub(crate) fn jrcxnz_forward(&mut self) -> usize {
+        let zero = self.jrcxz();
+        let from = self.jmp_forward();
+        self.land(zero);
+        from
+    }
+
     /// `jmp` rel8, forward.
     pub(crate) fn jmp_short(&mut self) -> usize {
         self.bytes(&[0xeb, 0]);

@@ -76,25 +76,6 @@ pub(crate) struct SecondEntry {
 #[repr(C, align(4096))]
 pub(crate) struct SecondLevel(pub(crate) [[SecondEntry; SECOND_ENTRIES]; TLB_VIEWS]);
 
-impl Context {
-    /// Empties the second level of the TLB of a vCPU's own context. What it held is the host's again.
-    pub(crate) fn empty_second(&mut self) {
-        let second = &raw mut self.second;
-        // SAFETY: whole pages of a private anonymous mapping, which nobody else uses, become zero, and
-        // zero is an entry that is empty.
-        let given = unsafe {
-            let advice = rustix::mm::Advice::LinuxDontNeed;
-            rustix::mm::madvise(second.cast(), size_of::<SecondLevel>(), advice)
-        };
-        if given.is_err() {
-            self.second
-                .0
-                .as_flattened_mut()
-                .fill(SecondEntry::default());
-        }
-    }
-}
-
 /// A guest address and where its translation begins.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
@@ -245,6 +226,25 @@ pub(crate) struct Context {
     /// exclusive reference to a context is not exclusive for these two: the type is not `Unpin`,
     /// which keeps the compiler from assuming it.
     pub(crate) pinned: std::marker::PhantomPinned,
+}
+
+impl Context {
+    /// Empties the second level of the TLB of a vCPU's own context. What it held is the host's again.
+    pub(crate) fn empty_second(&mut self) {
+        let second = &raw mut self.second;
+        // SAFETY: whole pages of a private anonymous mapping, which nobody else uses, become zero, and
+        // zero is an entry that is empty.
+        let given = unsafe {
+            let advice = rustix::mm::Advice::LinuxDontNeed;
+            rustix::mm::madvise(second.cast(), size_of::<SecondLevel>(), advice)
+        };
+        if given.is_err() {
+            self.second
+                .0
+                .as_flattened_mut()
+                .fill(SecondEntry::default());
+        }
+    }
 }
 
 /// A standard-format XSAVE area.

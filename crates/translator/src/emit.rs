@@ -325,17 +325,15 @@ impl<'a> Emitter<'a> {
         }
         self.borrow_rcx();
         self.asm.load_field32(RCX, field);
-        let is_zero = self.asm.jrcxz();
         let from = if zero {
+            let is_zero = self.asm.jrcxz();
             let skip = self.asm.jmp_short();
             self.asm.land(is_zero);
             let from = self.asm.jmp_forward();
             self.asm.land(skip);
             from
         } else {
-            let from = self.asm.jmp_forward();
-            self.asm.land(is_zero);
-            from
+            self.asm.jrcxnz_forward()
         };
         self.return_rcx();
         (from, true)

@@ -43,9 +43,7 @@ impl Emitter<'_> {
             self.borrow_rcx();
             self.asm.load_field(RCX, tag);
             self.asm.lea(RCX, Mem::sum(RCX, t0, 0));
-            let hit = self.asm.jrcxz();
-            let from = self.asm.jmp_forward();
-            self.asm.land(hit);
+            let from = self.asm.jrcxnz_forward();
             self.return_rcx();
             from
         } else {

@@ -270,9 +270,7 @@ impl Emitter<'_> {
             // The last byte's offset in the page that has the first byte's entry.
             self.asm.lea(RCX, Mem::sum(RCX, t0, i32::from(size) - 1));
             self.asm.pext(RCX, RCX, field!(page_mask));
-            let hit = self.asm.jrcxz();
-            let from = self.asm.jmp_forward();
-            self.asm.land(hit);
+            let from = self.asm.jrcxnz_forward();
             self.return_rcx();
             self.cold.push(Cold::Miss {
                 from,

@@ -57,9 +57,7 @@ impl Emitter<'_> {
             self.asm.load_gs(t0, Mem::scaled(t0, 3, read_bias));
         }
         self.asm.mov(RCX, acc);
-        let hit = self.asm.jrcxz();
-        let from = self.asm.jmp_forward();
-        self.asm.land(hit);
+        let from = self.asm.jrcxnz_forward();
         self.cold.push(Cold::Strings {
             from,
             destination,

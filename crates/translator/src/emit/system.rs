@@ -84,14 +84,12 @@ impl Emitter<'_> {
         self.borrow_rcx();
         if is_wide {
             self.asm.pext(RCX, from, field!(crossing.upper_half));
-            let hit = self.asm.jrcxz();
-            let refused = self.asm.jmp_forward();
+            let refused = self.asm.jrcxnz_forward();
             self.cold.push(Cold::Callout {
                 from: refused,
                 site,
                 restores_rcx: true,
             });
-            self.asm.land(hit);
             self.return_rcx();
             self.asm.store_field(base_field(gs), from);
         } else {
@@ -126,9 +124,7 @@ impl Emitter<'_> {
             self.asm.mov_imm(t1, 63);
             self.borrow_rcx();
             self.asm.sarx(Width::W64, RCX, t0, t1);
-            let hit = self.asm.jrcxz();
-            let from = self.asm.jmp_forward();
-            self.asm.land(hit);
+            let from = self.asm.jrcxnz_forward();
             self.return_rcx();
             self.cold.push(Cold::Counter {
                 from,

@@ -42,6 +42,14 @@ impl Code {
         self
     }
 
+    /// `body`, so many times; it leaves RCX alone, which counts down.
+    pub(crate) fn rounds(self, count: u32, body: &[u8]) -> Self {
+        const RCX: u8 = 1;
+        let code = self.set(RCX, count.into()).label("loop").raw(body);
+        // dec ecx; jnz
+        code.raw(&[0xff, 0xc9]).branch(&[0x0f, 0x85], "loop")
+    }
+
     /// `mov r64, value`; `register` below 8.
     pub(crate) fn set(self, register: u8, value: u64) -> Self {
         self.raw(&[0x48, 0xb8 + register]).raw(&value.to_le_bytes())

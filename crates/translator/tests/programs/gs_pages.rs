@@ -15,7 +15,6 @@ const BASE: u64 = 0xffff_c000_0040_0000;
 const OTHER_BASE: u64 = 0x50_0000;
 const ROUNDS: u32 = 1000;
 
-const RCX: u8 = 1;
 const RDX: u8 = 2;
 const RBX: u8 = 3;
 const RSP: u8 = 4;
@@ -64,12 +63,7 @@ fn run(mut guest: Guest, body: &[u8], bases: [u64; 2]) -> Guest {
         .set(RDX, value ^ (value - PAGES[0] + SPARE))
         .set(RSP, KERNEL + STACK)
         .set(RDI, 0)
-        .set(RCX, ROUNDS.into())
-        .label("loop")
-        .raw(body)
-        // dec ecx; jnz
-        .raw(&[0xff, 0xc9])
-        .branch(&[0x0f, 0x85], "loop")
+        .rounds(ROUNDS, body)
         .end(0);
     guest.write(CODE, &code.finish());
     guest.start(0, space, 0, KERNEL + CODE);

@@ -16,7 +16,6 @@ const APART: u64 = 16 << 20;
 const LOWER: u64 = 0x40_0000;
 const UPPER: u64 = 0xffff_c000_0040_0000;
 
-const RCX: u8 = 1;
 const RDX: u8 = 2;
 const RBX: u8 = 3;
 const RSP: u8 = 4;
@@ -82,12 +81,7 @@ fn run_in(mut guest: Guest, rounds: u32, body: &[u8], linear: u64, other: u64) -
         .set(RDX, value ^ (value - FIRST + SECOND))
         .set(RSP, KERNEL + STACK)
         .set(RDI, 0)
-        .set(RCX, rounds.into())
-        .label("loop")
-        .raw(body)
-        // dec ecx; jnz
-        .raw(&[0xff, 0xc9])
-        .branch(&[0x0f, 0x85], "loop")
+        .rounds(rounds, body)
         .end(0);
     guest.write(CODE, &code.finish());
     guest.start(0, space, 0, KERNEL + CODE);
