@@ -25,11 +25,14 @@ struct Inner {
     clock: Clock,
     table: Mutex<Table>,
     changed: Condvar,
+    /// Held while devices are called.
+    calls: Mutex<()>,
 }
 
 #[derive(Default)]
 struct Table {
     slots: Vec<Slot>,
+    running: bool,
     stopped: bool,
 }
 
@@ -47,12 +50,13 @@ pub struct Timer {
 }
 
 impl Timers {
-    /// Timers that follow `clock`.
+    /// Timers in the time of `clock`, paused.
     pub fn new(clock: Clock) -> Self {
         Self(Arc::new(Inner {
             clock,
             table: Mutex::default(),
             changed: Condvar::new(),
+            calls: Mutex::default(),
         }))
     }
 
@@ -77,21 +81,24 @@ impl Timers {
         let mut table = lock(&self.0.table);
         while !table.stopped {
             let now = self.0.clock.now();
-            let due = take_due(&mut table, now);
-            if !due.is_empty() {
-                // A device arms its timers under its own lock: never call it under ours.
+            let deadline = next_deadline(&table).filter(|_| table.running);
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                let due = take_due(&mut table, now);
+                let calls = lock(&self.0.calls);
+                // A device arms its timers under its own lock: never call it under the table's.
                 drop(table);
                 call(&due, now);
+                drop(calls);
                 table = lock(&self.0.table);
                 continue;
             }
-            table = match next_deadline(&table) {
-                Some(deadline) if self.0.clock.is_running() => {
-                    let wait = Duration::from_nanos(deadline.saturating_sub(now));
+            table = match deadline {
+                Some(deadline) => {
+                    let wait = Duration::from_nanos(deadline - now);
                     let woken = self.0.changed.wait_timeout(table, wait);
                     woken.unwrap_or_else(std::sync::PoisonError::into_inner).0
                 }
-                _ => {
+                None => {
                     let woken = self.0.changed.wait(table);
                     woken.unwrap_or_else(std::sync::PoisonError::into_inner)
                 }
@@ -111,10 +118,17 @@ impl Timers {
         next_deadline(&lock(&self.0.table))
     }
 
-    /// Wakes [`Timers::run`] after the clock was paused, resumed or set.
-    pub fn clock_changed(&self) {
-        drop(lock(&self.0.table));
+    /// Lets timers expire, after the clock was resumed.
+    pub fn resume(&self) {
+        lock(&self.0.table).running = true;
         self.0.changed.notify_all();
+    }
+
+    /// Nothing expires any more, not even what is overdue; no device is being called when this
+    /// returns. Not to be called under a device's lock.
+    pub fn pause(&self) {
+        lock(&self.0.table).running = false;
+        drop(lock(&self.0.calls));
     }
 
     /// Ends [`Timers::run`].
@@ -241,12 +255,72 @@ mod tests {
             move || timers.run()
         });
         clock.resume();
-        timers.clock_changed();
+        timers.resume();
         while lock(&device).seen.len() < 3 {
             std::thread::yield_now();
         }
         timers.stop();
         thread.join().unwrap();
         assert!(lock(&device).seen.is_sorted());
+    }
+
+    #[test]
+    fn while_paused_nothing_expires_that_is_overdue() {
+        let clock = Clock::manual();
+        let timers = Timers::new(clock.clone());
+        let device = periodic(&timers, 10);
+        clock.advance(1000);
+        std::thread::scope(|scope| {
+            scope.spawn(|| timers.run());
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(lock(&device).seen.is_empty(), "before the first resume");
+            timers.resume();
+            while lock(&device).seen.is_empty() {
+                std::thread::yield_now();
+            }
+            timers.pause();
+            clock.advance(1000);
+            // Looks at the table again.
+            timers.0.changed.notify_all();
+            std::thread::sleep(Duration::from_millis(20));
+            assert_eq!(lock(&device).seen.len(), 1);
+            timers.stop();
+        });
+    }
+
+    #[test]
+    fn no_device_is_called_after_a_pause() {
+        /// Takes its time in a call.
+        struct Slow {
+            began: bool,
+            ended: bool,
+        }
+        impl Timed for Slow {
+            fn expired(&mut self, _: u64) {
+                self.began = true;
+                std::thread::sleep(Duration::from_millis(20));
+                self.ended = true;
+            }
+        }
+        let clock = Clock::manual();
+        let timers = Timers::new(clock.clone());
+        let timer = timers.create();
+        let device = shared(Slow {
+            began: false,
+            ended: false,
+        });
+        timers.attach(&timer, &device);
+        timer.arm(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| timers.run());
+            timers.resume();
+            while timers.next_deadline().is_some() {
+                std::thread::yield_now();
+            }
+            timers.pause();
+            let device = device.try_lock().unwrap();
+            assert!(device.began && device.ended);
+            timers.stop();
+        });
     }
 }

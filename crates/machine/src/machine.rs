@@ -233,7 +233,7 @@ impl Machine {
         if !self.running {
             self.running = true;
             self.clock.resume();
-            self.board.timers.clock_changed();
+            self.board.timers.resume();
             self.control.resume();
         }
     }
@@ -242,7 +242,7 @@ impl Machine {
     pub(crate) fn resume_only(&mut self, index: Option<usize>) {
         self.running = true;
         self.clock.resume();
-        self.board.timers.clock_changed();
+        self.board.timers.resume();
         self.control.resume_only(index);
     }
 
@@ -250,7 +250,7 @@ impl Machine {
     pub fn pause(&mut self) {
         self.control.pause();
         self.clock.pause();
-        self.board.timers.clock_changed();
+        self.board.timers.pause();
         self.running = false;
     }
 

@@ -136,6 +136,11 @@ impl Reader {
         })
     }
 
+    /// The sections that nobody took.
+    pub fn into_sections(self) -> Vec<Section> {
+        self.sections
+    }
+
     /// Ends the reading.
     ///
     /// # Errors
