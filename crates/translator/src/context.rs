@@ -200,6 +200,12 @@ pub(crate) struct Context {
     pub(crate) fault_error: u32,
     pub(crate) fault_vector: u32,
     pub(crate) fault_address: u64,
+    /// When the jail's runner is interrupted next, as timer_settime(2) takes it: no interval, then
+    /// seconds and nanoseconds. And the address of that.
+    pub(crate) alarm: [u64; 4],
+    pub(crate) alarm_address: u64,
+    /// Not 0 if the runner did not set its timer to that yet.
+    pub(crate) alarm_is_new: u32,
     /// The address of `xsave`.
     pub(crate) xsave_address: u64,
     /// The guest's x87, SSE and AVX registers when they are not in the host's.
@@ -458,6 +464,7 @@ impl ContextBox {
     fn begin_in_jail(&mut self) {
         self.begin();
         self.xsave_address = &raw const self.xsave as u64;
+        self.alarm_address = &raw const self.alarm as u64;
         self.host_rsp = &raw const self.stack as u64 + STACK_BYTES as u64;
     }
 

@@ -110,6 +110,12 @@ impl Timer {
         }
     }
 
+    /// When it expires, in nanoseconds of `CLOCK_MONOTONIC`, if it is armed.
+    pub(crate) fn deadline(&self) -> Option<u64> {
+        let deadline = self.armed().deadline.load(Ordering::Relaxed);
+        (deadline != NEVER).then_some(deadline)
+    }
+
     fn armed(&self) -> &Armed {
         // SAFETY: leaked by `new`, freed by `drop`. All that changes is atomic.
         unsafe { self.armed.as_ref() }

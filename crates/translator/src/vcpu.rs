@@ -326,6 +326,7 @@ impl TranslatorVcpu {
             }
             None => timer.disarm(),
         }
+        self.windows.alarm = timer.deadline();
         if !self.core.settle() {
             // An event was delivered: look again soon.
             self.bell.ring();

@@ -11,10 +11,10 @@
 // calls until it has left all of that behind.
 
 use super::orders::{Board, ORDERS_MAX, Order, Orders, order};
-use super::stub::{GO, INTERRUPT, STOP_CALL, Stub};
+use super::stub::{GO, INTERRUPT, STOP_CALL, Stub, TIMER};
 use crate::context::Context;
 use libc::c_long;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use std::io;
 use std::mem::MaybeUninit;
@@ -30,10 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const PATIENCE_WAITING: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 60 });
 /// How often the monitor looks whether a jail that runs was asked to stop. It is interrupted when
 /// it is asked; this is in case that does not help.
-const LOOK: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 50_000_000,
-};
+const LOOK: Duration = Duration::from_millis(50);
 /// So many calls in a row may be withdrawn. One is, by a signal that comes late.
 const WITHDRAWN_MAX: u32 = 100;
 const TASK_END: u64 = 0x7fff_ffff_f000;
@@ -99,6 +96,8 @@ pub(crate) struct Jail {
     waiting: u64,
     /// The CPU that the runner may use.
     cpu: Option<usize>,
+    /// When its timer expires or has expired, in nanoseconds of `CLOCK_MONOTONIC`.
+    alarm: u64,
 }
 
 /// This thread is on one CPU while this lives.
@@ -126,7 +125,6 @@ impl Jail {
     ) -> io::Result<Self> {
         let mut board = Board::new()?;
         let event = eventfd(0, EventfdFlags::CLOEXEC)?;
-        take_short_slices();
         let stub = Stub::get();
         let kept = [code.clone(), place.clone(), board.range()];
         let address = board.address();
@@ -156,6 +154,7 @@ impl Jail {
             runner: 0,
             waiting: 0,
             cpu: None,
+            alarm: 0,
         };
         jail.begin()?;
         Ok(jail)
@@ -169,6 +168,8 @@ impl Jail {
         let orders = self.board.orders();
         let gaps = orders.gaps[..orders.gap_count as usize].iter();
         let orders: Vec<Order> = gaps.map(|[at, len]| Order::unmap(*at, *len)).collect();
+        // Its context, which says whether the timer is still to be set, goes too.
+        self.alarm = 0;
         self.apply(&orders)
     }
 
@@ -233,6 +234,18 @@ impl Jail {
         };
         self.waiting = self.stop(&mut interrupts)?;
         Ok(())
+    }
+
+    /// Has the runner interrupted at `deadline`, nanoseconds of `CLOCK_MONOTONIC`, from when it goes
+    /// on. `context` is its. This thread, woken at that time, might have to wait for the CPU that
+    /// the runner has; the runner's own timer needs nobody else to run.
+    pub(crate) fn set_alarm(&mut self, deadline: u64, context: &mut Context) {
+        if self.alarm != deadline {
+            self.alarm = deadline;
+            const NANOSECONDS: u64 = 1_000_000_000;
+            context.alarm = [0, 0, deadline / NANOSECONDS, deadline % NANOSECONDS];
+            context.alarm_is_new = 1;
+        }
     }
 
     /// The call by which the runner says that it has stopped.
@@ -317,16 +330,12 @@ impl Jail {
         }
     }
 
-    /// Waits until `file` has something. Looks at `is_called` when a signal has come to this thread,
-    /// and now and then.
+    /// Waits until `file` has something. Looks at `is_called` now and then.
     fn wait(&self, file: &OwnedFd, is_called: &mut dyn FnMut() -> bool) -> Result<(), Broken> {
         let mut called = None;
         loop {
-            let mut files = [PollFd::new(file, PollFlags::IN)];
-            match poll(&mut files, Some(&LOOK)) {
-                Ok(0) | Err(rustix::io::Errno::INTR) => {}
-                Ok(_) if files[0].revents().contains(PollFlags::IN) => return Ok(()),
-                _ => return Err(Broken),
+            if has_something(file).map_err(|_| Broken)? {
+                return Ok(());
             }
             if !is_called() {
                 called = None;
@@ -363,6 +372,40 @@ impl Jail {
     }
 }
 
+/// Waits for [`LOOK`] at most until `file` has something, and says whether it has.
+///
+/// No signal comes to this thread meanwhile: that of its timer would take the CPU from the runner,
+/// which at that time is interrupted by its own.
+fn has_something(file: &OwnedFd) -> io::Result<bool> {
+    let all = u64::MAX;
+    let mut look = libc::timespec {
+        tv_sec: LOOK.as_secs() as i64,
+        tv_nsec: LOOK.subsec_nanos().into(),
+    };
+    let mut files = libc::pollfd {
+        fd: file.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one descriptor, a time, and a set of signals of the kernel's size.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_ppoll,
+            &raw mut files,
+            1,
+            &raw mut look,
+            &raw const all,
+            size_of_val(&all),
+        )
+    };
+    match result {
+        0 => Ok(false),
+        1 if files.revents & libc::POLLIN != 0 => Ok(true),
+        1 => Err(io::ErrorKind::BrokenPipe.into()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Interrupts thread `runner` of jail `pid`. From any thread, and from signal handlers.
 pub(crate) fn interrupt(pid: i32, runner: i32) {
     // SAFETY: sends a signal that whoever does not expect it ignores, and leaves what the thread
@@ -371,42 +414,6 @@ pub(crate) fn interrupt(pid: i32, runner: i32) {
         let error = *libc::__errno_location();
         libc::syscall(libc::SYS_tgkill, pid, runner, INTERRUPT);
         *libc::__errno_location() = error;
-    }
-}
-
-/// How long this thread and its jails run, at least, before the other one does that is woken: so
-/// late may an interrupt be that a timer brings to this thread.
-const SLICE: Duration = Duration::from_micros(100);
-
-/// `struct sched_attr` of sched_setattr(2).
-#[derive(Debug, Clone, Copy, Default)]
-#[repr(C)]
-struct Scheduling {
-    size: u32,
-    policy: u32,
-    flags: u64,
-    nice: i32,
-    priority: u32,
-    runtime: u64,
-    deadline: u64,
-    period: u64,
-    utilization: [u32; 2],
-}
-
-/// Asks for [`SLICE`] where Linux has such (6.12); elsewhere this changes nothing. What is forked
-/// later inherits it.
-fn take_short_slices() {
-    let mut scheduling = Scheduling::default();
-    let size = size_of::<Scheduling>();
-    // SAFETY: the kernel writes a structure of this size, and reads it.
-    unsafe {
-        let attributes = &raw mut scheduling;
-        let known = libc::syscall(libc::SYS_sched_getattr, 0, attributes, size, 0);
-        if known == 0 && (*attributes).policy == libc::SCHED_OTHER as u32 {
-            (*attributes).runtime = SLICE.as_nanos() as u64;
-            // It is a matter of speed only.
-            libc::syscall(libc::SYS_sched_setattr, 0, attributes, 0);
-        }
     }
 }
 
@@ -487,11 +494,15 @@ fn fill(orders: &mut Orders, address: usize, mut kept: [Range<usize>; 3]) {
     const EQUAL: u16 = 0x15;
     const RETURN: u16 = 0x06;
     const X86_64: u32 = 0xc000_003e;
+    // Offsets in `struct seccomp_data`.
+    const NUMBER: u32 = 0;
+    const ARCHITECTURE: u32 = 4;
+    let argument = |number: u32| 16 + 8 * number;
     let call = |number: c_long, steps: u8| step(EQUAL, steps, 0, number as u32);
-    let program = [
-        step(LOAD, 0, 0, 4),
+    let mapper_program = [
+        step(LOAD, 0, 0, ARCHITECTURE),
         step(EQUAL, 0, 5, X86_64),
-        step(LOAD, 0, 0, 0),
+        step(LOAD, 0, 0, NUMBER),
         call(libc::SYS_mmap, 4),
         call(libc::SYS_munmap, 3),
         call(libc::SYS_futex, 2),
@@ -499,12 +510,29 @@ fn fill(orders: &mut Orders, address: usize, mut kept: [Range<usize>; 3]) {
         step(RETURN, 0, 0, libc::SECCOMP_RET_KILL_PROCESS),
         step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
-    mapper[..program.len()].copy_from_slice(&program);
-    runner[0] = step(RETURN, 0, 0, libc::SECCOMP_RET_USER_NOTIF);
+    mapper[..mapper_program.len()].copy_from_slice(&mapper_program);
+    // Its timer, at an absolute time, and nothing is written to its memory.
+    let runner_program = [
+        step(LOAD, 0, 0, ARCHITECTURE),
+        step(EQUAL, 0, 11, X86_64),
+        step(LOAD, 0, 0, NUMBER),
+        step(EQUAL, 0, 9, libc::SYS_timer_settime as u32),
+        step(LOAD, 0, 0, argument(0)),
+        step(EQUAL, 0, 7, TIMER as u32),
+        step(LOAD, 0, 0, argument(1)),
+        step(EQUAL, 0, 5, libc::TIMER_ABSTIME as u32),
+        step(LOAD, 0, 0, argument(3)),
+        step(EQUAL, 0, 3, 0),
+        step(LOAD, 0, 0, argument(3) + 4),
+        step(EQUAL, 0, 1, 0),
+        step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+        step(RETURN, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
+    ];
+    runner[..runner_program.len()].copy_from_slice(&runner_program);
     let at = (address + order!(programs)) as u64;
-    orders.mapper_filter.len = program.len() as u16;
+    orders.mapper_filter.len = mapper_program.len() as u16;
     orders.mapper_filter.program = at;
-    orders.runner_filter.len = 1;
+    orders.runner_filter.len = runner_program.len() as u16;
     orders.runner_filter.program = at + size_of_val(&orders.programs[0]) as u64;
 }
 
@@ -610,6 +638,7 @@ mod tests {
     use memory::{GuestMemory, Kind, RegionSpec};
     use std::fs;
     use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
     use x86::Rflags;
 
     /// Where the tests' programs have a page.
@@ -729,30 +758,50 @@ mod tests {
 
     #[test]
     fn no_system_call_is_made() {
-        for call in [libc::SYS_mmap, libc::SYS_exit_group, libc::SYS_rt_sigreturn] {
-            let mut fixture = fixture();
-            // mov eax, call; syscall; ud2
+        // mov eax, call; syscall; ud2
+        let calls = |call: i64| {
             let mut code = vec![0xb8];
             code.extend((call as u32).to_le_bytes());
             code.extend([0x0f, 0x05, 0x0f, 0x0b]);
-            assert_eq!(fixture.run(&code), Err(Broken), "call {call}");
+            code
+        };
+        for call in [libc::SYS_mmap, libc::SYS_exit_group, libc::SYS_rt_sigreturn] {
+            assert_eq!(fixture().run(&calls(call)), Err(Broken), "call {call}");
+        }
+        // Another timer, relative time, and places for what was set before: RDI, RSI and R10.
+        for [timer, flags, old] in [[1, 1, 0], [0, 0, 0], [0, 1, 16], [0, 1, 1 << 32]] {
+            let mut fixture = fixture();
+            (fixture.context.host[7], fixture.context.host[6]) = (timer, flags);
+            fixture.context.host[10] = old;
+            fixture.context.host[2] = fixture.context.alarm_address;
+            let result = fixture.run(&calls(libc::SYS_timer_settime));
+            assert_eq!(result, Err(Broken), "timer {timer}, flags {flags}, {old:x}");
         }
     }
 
     #[test]
-    fn a_jail_takes_the_scheduling_of_its_maker_but_for_its_slices() {
-        let nice = |task: u32| {
-            let stat = fs::read_to_string(format!("/proc/self/task/{task}/stat"));
-            let stat = stat.or_else(|_| fs::read_to_string(format!("/proc/{task}/stat")));
-            let stat = stat.expect("a task");
-            let fields = stat.rsplit_once(')').expect("a name").1;
-            fields.split_whitespace().nth(16).map(str::to_owned)
+    fn its_own_timer_interrupts_it() {
+        let mut fixture = fixture();
+        // jmp to itself
+        let code = [0xeb, 0xfe];
+        let now = || {
+            let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+            time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
         };
-        let this = rustix::thread::gettid().as_raw_nonzero().get() as u32;
-        let before = nice(this);
-        let fixture = fixture();
-        assert!(before.is_some() && nice(this) == before);
-        assert_eq!(nice(fixture.jail.process.0 as u32), before);
+        for mut delay in [3_000_000, 0, 100_000, 1_000_000] {
+            loop {
+                let deadline = now() + delay;
+                fixture.jail.set_alarm(deadline, &mut fixture.context);
+                assert_eq!(fixture.run(&code), Ok(()));
+                assert!(now() >= deadline, "after {delay} ns");
+                if fixture.context.stopped_by == INTERRUPT as u32 {
+                    break;
+                }
+                // It came on the way to the code.
+                assert_eq!(fixture.context.stopped_by, 0);
+                delay = 2 * delay + 1000;
+            }
+        }
     }
 
     #[test]
@@ -772,12 +821,17 @@ mod tests {
             let registers = std::array::from_fn(|n| round + 0x1111 * n as u64);
             fixture.context.host = registers;
             while fixture.context.stopped_by != INTERRUPT as u32 {
+                let has_stopped = AtomicBool::new(false);
                 std::thread::scope(|scope| {
                     scope.spawn(|| {
-                        std::thread::sleep(Duration::from_micros(300));
-                        interrupt(pid, runner);
+                        // The first may come before it runs.
+                        while !has_stopped.load(Ordering::Relaxed) {
+                            std::thread::sleep(Duration::from_micros(300));
+                            interrupt(pid, runner);
+                        }
                     });
                     assert_eq!(fixture.run(&code), Ok(()));
+                    has_stopped.store(true, Ordering::Relaxed);
                 });
             }
             assert_eq!(fixture.context.host, registers);
@@ -844,7 +898,7 @@ mod tests {
         code.extend(field!(assist_gate).to_le_bytes());
         fixture.store.memory.write(CODE, &code);
         let (pid, runner) = fixture.jail.runner();
-        let ended = std::sync::atomic::AtomicBool::new(false);
+        let ended = AtomicBool::new(false);
         let mut interrupts = [0; 2];
         std::thread::scope(|scope| {
             scope.spawn(|| {

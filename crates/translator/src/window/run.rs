@@ -153,6 +153,9 @@ impl TranslatorVcpu {
         self.windows.counters.stops += 1;
         let bell = &self.bell;
         let jail = &mut self.windows.spaces[number].jail;
+        if let Some(deadline) = self.windows.alarm {
+            jail.set_alarm(deadline, context);
+        }
         let begin = Instant::now();
         bell.set_runner(Some(jail.runner()));
         let result = jail.run(*amiss != 0, &mut || bell.is_ringing());

@@ -159,6 +159,8 @@ pub(crate) struct Windows {
     pub(super) pending: Changes,
     code_cache: usize,
     perf_map: bool,
+    /// When the vCPU's timer expires, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub(crate) alarm: Option<u64>,
     /// How long jails ran, in this run.
     pub(super) inside: Duration,
     clock: u64,
@@ -186,6 +188,7 @@ impl Windows {
             pending: Changes::default(),
             code_cache: options.shares().1,
             perf_map: options.perf_map,
+            alarm: None,
             inside: Duration::ZERO,
             clock: 0,
             broken: 0,

@@ -3,9 +3,11 @@
 //!
 //! The jail's process begins as a copy of the monitor. It unmaps all of that, makes a second
 //! thread, and then each thread gets a filter of system calls:
-//! - the *runner* executes the guest's code. Each of its system calls, whichever it is, waits for
-//!   the monitor: its one use is to say that it has stopped. While the monitor does not answer,
-//!   the host's kernel keeps the runner from running, and not the runner's good will.
+//! - the *runner* executes the guest's code. One system call it may make: to set its own timer,
+//!   by which it interrupts itself when an interrupt of the guest's is due, however busy its CPU
+//!   is. Each other one, whichever it is, waits for the monitor: its one use is to say that it has
+//!   stopped. While the monitor does not answer, the host's kernel keeps the runner from running,
+//!   and not the runner's good will.
 //! - the *mapper* maps and unmaps what the monitor writes to a page that the jail can only read.
 //!   It keeps everything in registers, so nothing that the runner writes can mislead it.
 #![expect(unsafe_code, reason = "assembly, copied by its addresses")]
@@ -27,9 +29,12 @@ pub(super) const STOP_CALL: i32 = libc::SYS_getpid as i32;
 /// [`Context::stopped_by`](crate::context::Context::stopped_by) of a runner that asks the monitor
 /// for what [`Context::reason`](crate::context::Context::reason) says. No signal has this number.
 pub(super) const ASKED: u32 = 1 << 16;
-/// The signal by which the monitor interrupts a runner. To a process that does not expect it, as
+/// The signal by which a runner is interrupted, by the monitor or by its own timer. To a process that does not expect it, as
 /// another one that has got a jail's number, it means nothing.
 pub(super) const INTERRUPT: i32 = libc::SIGURG;
+
+/// The runner's timer: Linux numbers the timers of a process from 0.
+pub(super) const TIMER: i32 = 0;
 
 /// The runner shares everything with the mapper but, soon, its table of descriptors.
 const THREAD: i32 = libc::CLONE_VM
@@ -157,6 +162,21 @@ global_asm!(
     syscall
     test rax, rax
     jnz 9b
+    mov eax, {gettid}
+    syscall
+    sub rsp, 80
+    mov qword ptr [rsp], 0
+    mov dword ptr [rsp + 8], {interrupt}
+    mov dword ptr [rsp + 12], {to_thread}
+    mov [rsp + 16], eax
+    mov dword ptr [rsp + 64], -1
+    mov edi, {monotonic}
+    mov rsi, rsp
+    lea rdx, [rsp + 64]
+    mov eax, {timer_create}
+    syscall
+    cmp dword ptr [rsp + 64], {timer}
+    jne 9b
     mov edi, 1
     mov esi, {new_listener}
     lea rdx, [r12 + {runner_filter}]
@@ -187,7 +207,16 @@ global_asm!(
     syscall
     cmp rax, {go}
     jne doppel_jail_wait
-    mov eax, {components}
+    cmp dword ptr gs:[{alarm_is_new}], 0
+    je 2f
+    mov edi, {timer}
+    mov esi, {absolute}
+    mov rdx, gs:[{alarm_address}]
+    xor r10d, r10d
+    mov eax, {timer_settime}
+    syscall
+    mov dword ptr gs:[{alarm_is_new}], 0
+    2: mov eax, {components}
     xor edx, edx
     xrstor64 gs:[{xsave}]
     mov rax, gs:[{fs_base}]
@@ -206,7 +235,7 @@ global_asm!(
     // The handler of signals: EDI is the signal, RDX the ucontext. From what came in translated
     // code the runner does not return; the monitor says where it goes on.
     //
-    // The monitor's own signal may come in the code here. On the way to the monitor, or in this
+    // The signal that interrupts may come in the code here. On the way to the monitor, or in this
     // handler, all goes on as if it had not come: what rt_sigreturn(2) does, which is a system
     // call. On the way back nothing has changed yet, so the runner waits once more instead.
     //
@@ -346,6 +375,15 @@ global_asm!(
     files = const libc::CLONE_FILES,
     map_flags = const libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_POPULATE,
     set_gs = const 0x1001,
+    gettid = const libc::SYS_gettid,
+    timer_create = const libc::SYS_timer_create,
+    timer_settime = const libc::SYS_timer_settime,
+    to_thread = const libc::SIGEV_THREAD_ID,
+    monotonic = const libc::CLOCK_MONOTONIC,
+    absolute = const libc::TIMER_ABSTIME,
+    timer = const TIMER,
+    alarm_is_new = const field!(alarm_is_new),
+    alarm_address = const field!(alarm_address),
     new_listener = const libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
     listener = const field!(jail_listener),
     host = const field!(host),
