@@ -342,13 +342,18 @@ struct Contexts {
 impl Bell {
     /// Rings.
     pub(crate) fn ring(&self) {
-        for (attention, mask) in self.fields() {
-            attention.store(1, Ordering::SeqCst);
-            mask.store(0, Ordering::SeqCst);
-        }
+        self.ring_here();
         let runner = self.0.runner.swap(0, Ordering::SeqCst);
         if runner != 0 {
             crate::window::interrupt((runner >> 32) as i32, runner as i32);
+        }
+    }
+
+    /// Rings, but leaves a jail alone that runs.
+    pub(crate) fn ring_here(&self) {
+        for (attention, mask) in self.fields() {
+            attention.store(1, Ordering::SeqCst);
+            mask.store(0, Ordering::SeqCst);
         }
     }
 

@@ -111,7 +111,7 @@ impl Doorbell for MailBell {
     }
 }
 
-/// Makes the vCPU look at its timers.
+/// Makes the vCPU look at its timers. A jail has a timer of its own.
 struct TimerBell {
     bell: Bell,
     remote: Remote,
@@ -121,7 +121,7 @@ struct TimerBell {
 unsafe impl Ring for TimerBell {
     fn ring(&self) {
         self.remote.post_timer();
-        self.bell.ring();
+        self.bell.ring_here();
     }
 }
 

@@ -63,7 +63,10 @@ struct Answer {
 
 const RECEIVE: libc::Ioctl = 0xc050_2100;
 const SEND: libc::Ioctl = 0xc018_2101;
+const SET_FLAGS: libc::Ioctl = 0x4008_2104;
 const CONTINUE: u32 = 1;
+/// Whoever is woken runs on the CPU of who wakes it (Linux 6.6).
+const ON_ONE_CPU: u64 = 1;
 
 /// `struct sigaction` of the kernel.
 #[repr(C)]
@@ -94,7 +97,9 @@ pub(crate) struct Jail {
     runner: u32,
     /// The call in which the runner waits.
     waiting: u64,
-    /// The CPU that the runner may use.
+    /// The runner and the monitor's thread wake each other on one CPU, wherever that is.
+    is_on_one_cpu: bool,
+    /// The CPU that the runner may use, if that is one.
     cpu: Option<usize>,
     /// When its timer expires or has expired, in nanoseconds of `CLOCK_MONOTONIC`.
     alarm: u64,
@@ -146,6 +151,8 @@ impl Jail {
         let pid = fork(&child)?;
         let mut process = Process(pid);
         let listener = process.listener(&context.jail_listener)?;
+        // SAFETY: the argument is a number.
+        let flagged = unsafe { libc::ioctl(listener.as_raw_fd(), SET_FLAGS, ON_ONE_CPU) };
         let mut jail = Self {
             board,
             listener,
@@ -153,6 +160,7 @@ impl Jail {
             process,
             runner: 0,
             waiting: 0,
+            is_on_one_cpu: flagged == 0,
             cpu: None,
             alarm: 0,
         };
@@ -291,9 +299,12 @@ impl Jail {
         }
     }
 
-    /// Keeps the runner and this thread on one CPU: a change of CPUs costs more than a change of
-    /// processes. Ends when what is returned is dropped.
+    /// Keeps the runner and this thread on one CPU, if the kernel does not: a change of CPUs costs
+    /// more than a change of processes. Ends when what is returned is dropped.
     pub(super) fn on_one_cpu(&mut self) -> Option<Pinned> {
+        if self.is_on_one_cpu {
+            return None;
+        }
         let all = sched_getaffinity(None).ok()?;
         let cpu = sched_getcpu();
         let mut one = CpuSet::new();
