@@ -16,8 +16,8 @@ const FINDS: u32 = 8;
 const FINDS_MAX: u32 = 256;
 /// Two finds that are further apart say nothing, nor do two that are closer.
 const APART: std::ops::Range<Duration> = Duration::from_micros(500)..Duration::from_millis(50);
-/// What a stop of a jail costs: the switches, and what the CPU's caches forget.
-const STOP: i64 = 16;
+/// What a stop of a jail costs, in microseconds: the switches, and what the CPU's caches forget.
+const STOP: i64 = 6;
 /// The credit, in microseconds, that a window begins with, and the most that it can have.
 const CREDIT: i64 = 10_000;
 const CREDIT_MAX: i64 = 40_000;
@@ -119,7 +119,7 @@ impl Heat {
     }
 
     /// A run in the jail of `cr3` took `time`, of which the jail itself ran for `inside`, with so
-    /// many stops.
+    /// many stops. What is done once for each page of a program is not in `time`.
     pub(super) fn ran(&mut self, cr3: u64, time: Duration, inside: Duration, stops: u64) {
         if self.when != When::Auto {
             return;

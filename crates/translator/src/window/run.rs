@@ -62,6 +62,7 @@ impl TranslatorVcpu {
         self.windows.counters.runs += 1;
         let stops = self.windows.counters.stops;
         self.windows.inside = Duration::ZERO;
+        self.windows.growing = Duration::ZERO;
         let pinned = self.windows.spaces[number].jail.on_one_cpu();
         let exit = self.run_jail_code();
         drop(pinned);
@@ -76,6 +77,8 @@ impl TranslatorVcpu {
         let (time, inside) = (begin.elapsed(), self.windows.inside);
         self.windows.counters.time += time;
         self.windows.counters.inside += inside;
+        // What a program's memory takes once is no reason to close its window.
+        let time = time.saturating_sub(self.windows.growing);
         self.windows.heat.ran(cr3, time, inside, stops);
         exit
     }
@@ -369,6 +372,7 @@ impl TranslatorVcpu {
         if is_there || !is_canonical(address, 48) || !space.has_place(linear) {
             return Ok(false);
         }
+        let start = Instant::now();
         let Some(page) = self.core.data_page(address, write) else {
             return Ok(false);
         };
@@ -396,6 +400,10 @@ impl TranslatorVcpu {
         self.windows.counters.fills += 1;
         self.windows.counters.mapped += found.len() as u64;
         space.map(&found)?;
+        if space.pages.len() > space.pages_most {
+            space.pages_most = space.pages.len();
+            self.windows.growing += start.elapsed();
+        }
         Ok(true)
     }
 

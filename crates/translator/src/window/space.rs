@@ -62,6 +62,8 @@ pub(crate) struct Space {
     pub(super) jail: Jail,
     /// The pages that are in the jail, by their linear address.
     pub(super) pages: BTreeMap<u64, Page>,
+    /// As many pages were in it at once.
+    pub(super) pages_most: usize,
     /// What changed while another was active.
     pub(super) pending: Changes,
     /// Addresses that are the jail's own.
@@ -87,6 +89,7 @@ impl Space {
                 lookup: Lookup::default(),
                 units: Mode::empty(),
                 pages: BTreeMap::new(),
+                pages_most: 0,
                 pending: Changes::default(),
                 ..self
             }),
@@ -163,6 +166,8 @@ pub(crate) struct Windows {
     pub(crate) alarm: Option<u64>,
     /// How long jails ran, in this run.
     pub(super) inside: Duration,
+    /// How long it took to bring in more pages than there were before, in this run.
+    pub(super) growing: Duration,
     clock: u64,
     broken: u32,
     pub(crate) counters: Counters,
@@ -190,6 +195,7 @@ impl Windows {
             perf_map: options.perf_map,
             alarm: None,
             inside: Duration::ZERO,
+            growing: Duration::ZERO,
             clock: 0,
             broken: 0,
             counters: Counters::default(),
@@ -350,6 +356,7 @@ impl Windows {
             units: Mode::empty(),
             jail,
             pages: BTreeMap::new(),
+            pages_most: 0,
             pending: Changes::default(),
             last_used: 0,
             is_broken: false,
