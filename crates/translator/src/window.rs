@@ -15,6 +15,7 @@
 mod heat;
 mod jail;
 mod orders;
+mod pages;
 pub(crate) mod place;
 mod run;
 mod space;

@@ -1,6 +1,7 @@
 //! The run loop of a vCPU whose code is in a jail.
 
 use super::jail::Broken;
+use super::pages::Page;
 use super::stub::{ASKED, INTERRUPT};
 use crate::block::{BlockId, Key};
 use crate::gate::Reason;
@@ -367,7 +368,7 @@ impl TranslatorVcpu {
         let space = &self.windows.spaces[number];
         let is_there = space
             .pages
-            .get(&linear)
+            .get(linear)
             .is_some_and(|page| page.writable || !write);
         if is_there || !is_canonical(address, 48) || !space.has_place(linear) {
             return Ok(false);
@@ -386,7 +387,7 @@ impl TranslatorVcpu {
                 found.push((near, page));
                 continue;
             }
-            let known = space.pages.get(&near);
+            let known = space.pages.get(near);
             if known.is_some_and(|page| page.writable) || !space.has_place(near) {
                 continue;
             }
@@ -416,26 +417,26 @@ impl TranslatorVcpu {
         let space = &mut self.windows.spaces[number];
         let mut gone: Vec<u64> = if is_stale {
             let core = &self.core;
-            let is_other = |linear: u64, page: &super::space::Page| {
+            let is_other = |linear: u64, page: Page| {
                 let now = core.peek_user_page(linear);
                 !now.is_some_and(|n| n.offset == page.offset && (n.writable || !page.writable))
             };
             let pages = space.pages.iter();
-            let others = pages.filter(|(linear, page)| is_other(**linear, page));
-            others.map(|(linear, _)| *linear).collect()
+            let others = pages.filter(|(linear, page)| is_other(*linear, *page));
+            others.map(|(linear, _)| linear).collect()
         } else {
             let all = changes
                 .pages
                 .iter()
                 .map(|linear| linear & !(PAGE as u64 - 1));
-            all.filter(|linear| space.pages.contains_key(linear))
+            all.filter(|linear| space.pages.get(*linear).is_some())
                 .collect()
         };
         if changes.writes && !is_stale {
             let watch = self.core.memory().watch();
             let pages = space.pages.iter();
             let shut = pages.filter(|(_, p)| p.writable && watch.is_watched(p.offset / PAGE));
-            gone.extend(shut.map(|(linear, _)| *linear));
+            gone.extend(shut.map(|(linear, _)| linear));
         }
         gone.sort_unstable();
         gone.dedup();

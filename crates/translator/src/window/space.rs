@@ -3,6 +3,7 @@
 use super::heat::Heat;
 use super::jail::{Broken, Jail};
 use super::orders::Order;
+use super::pages::{Page, Pages};
 use super::stub::Stub;
 use crate::block::Key;
 use crate::context::{Bell, ContextBox, JAILS};
@@ -11,7 +12,6 @@ use crate::mode::Mode;
 use crate::store::{PAGE, Store};
 use crate::translator::Options;
 use interpreter::{Changes, DataPage};
-use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
@@ -43,14 +43,6 @@ pub(crate) struct Counters {
     pub(crate) inside: Duration,
 }
 
-/// A page of guest memory in a jail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Page {
-    /// Where it is in guest memory.
-    pub(super) offset: usize,
-    pub(super) writable: bool,
-}
-
 /// A guest address space with a jail.
 pub(crate) struct Space {
     pub(super) cr3: u64,
@@ -61,7 +53,7 @@ pub(crate) struct Space {
     pub(super) units: Mode,
     pub(super) jail: Jail,
     /// The pages that are in the jail, by their linear address.
-    pub(super) pages: BTreeMap<u64, Page>,
+    pub(super) pages: Pages,
     /// As many pages were in it at once.
     pub(super) pages_most: usize,
     /// What changed while another was active.
@@ -88,7 +80,7 @@ impl Space {
                 store,
                 lookup: Lookup::default(),
                 units: Mode::empty(),
-                pages: BTreeMap::new(),
+                pages: Pages::default(),
                 pages_most: 0,
                 pending: Changes::default(),
                 ..self
@@ -137,7 +129,7 @@ impl Space {
     pub(super) fn unmap(&mut self, linear: &[u64]) -> Result<(), Broken> {
         let mut orders: Vec<Order> = Vec::new();
         for linear in linear {
-            self.pages.remove(linear);
+            self.pages.remove(*linear);
             match orders.last_mut() {
                 Some(last) if last.address + last.len == *linear => last.len += PAGE as u64,
                 _ => orders.push(Order::unmap(*linear, PAGE as u64)),
@@ -355,7 +347,7 @@ impl Windows {
             lookup: Lookup::default(),
             units: Mode::empty(),
             jail,
-            pages: BTreeMap::new(),
+            pages: Pages::default(),
             pages_most: 0,
             pending: Changes::default(),
             last_used: 0,
