@@ -109,7 +109,7 @@ pub(crate) struct RunArgs {
     pub(crate) engine: Engine,
 
     /// Room for translated code, such as 32M, split between the vCPUs: 1M to 1024M for each
-    /// [default: for each a sixteenth of the memory, but 64M to 256M]
+    /// [default: for each an eighth of the memory, but 64M to 256M]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) code_cache: Option<u64>,
 

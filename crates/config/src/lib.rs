@@ -16,7 +16,7 @@ pub const CPUS_MAX: u32 = 64;
 pub const CODE_CACHE_MIN: u64 = 1 << 20;
 /// The most room for translated code, in bytes for each vCPU: a near jump reaches all of it.
 pub const CODE_CACHE_MAX: u64 = 1 << 30;
-/// The room for translated code if nobody says otherwise, in bytes for each vCPU: a sixteenth of
+/// The room for translated code if nobody says otherwise, in bytes for each vCPU: an eighth of
 /// the guest's memory, within these bounds.
 const CODE_CACHE_DEFAULT: std::ops::RangeInclusive<u64> = 64 << 20..=256 << 20;
 
@@ -106,7 +106,7 @@ pub struct Machine {
     /// Which engine.
     pub engine: EngineKind,
     /// Bytes of translated code that are kept, [`CODE_CACHE_MIN`] to [`CODE_CACHE_MAX`] for each
-    /// vCPU, which get equal parts; `None` for a sixteenth of the memory each, but 64 to 256 MiB.
+    /// vCPU, which get equal parts; `None` for an eighth of the memory each, but 64 to 256 MiB.
     pub code_cache: Option<u64>,
     /// When user code runs in a process of its own.
     pub windows: Windows,
@@ -184,7 +184,7 @@ impl Machine {
             Some(bytes) => bytes / u64::from(self.cpus),
             None => {
                 let (least, most) = (CODE_CACHE_DEFAULT.start(), CODE_CACHE_DEFAULT.end());
-                (self.memory / 16).clamp(*least, *most)
+                (self.memory / 8).clamp(*least, *most)
             }
         }
     }
@@ -262,7 +262,7 @@ mod tests {
             machine.code_cache_per_cpu()
         };
         assert_eq!(default(MEMORY_MIN), 64 << 20);
-        assert_eq!(default(2 << 30), 128 << 20);
+        assert_eq!(default(1 << 30), 128 << 20);
         assert_eq!(default(MEMORY_MAX), 256 << 20);
     }
 

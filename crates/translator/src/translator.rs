@@ -27,7 +27,7 @@ impl Options {
     /// How many bytes of the code cache each vCPU has for code behind checks, and for each jail.
     pub(crate) fn shares(&self) -> (usize, usize) {
         const PAGE: usize = 4096;
-        let jail = self.code_cache / 8 / PAGE * PAGE;
+        let jail = self.code_cache / 16 / PAGE * PAGE;
         match self.windows {
             When::Never => (self.code_cache, jail),
             _ => (self.code_cache - JAILS * jail, jail),

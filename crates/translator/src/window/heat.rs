@@ -12,6 +12,9 @@ const REMEMBERED: usize = 16;
 const LONG: Duration = Duration::from_micros(200);
 /// Finds in a row that open a window: by then the program has run for as long as that takes.
 const FINDS: u32 = 8;
+/// The part of the time that may go into translation: a program whose code is still new would have
+/// all of that translated once more for its jail.
+const NEW_CODE: u32 = 8;
 /// Most finds in a row that are asked for after windows were closed.
 const FINDS_MAX: u32 = 256;
 /// Two finds that are further apart say nothing, nor do two that are closer.
@@ -32,6 +35,8 @@ struct Warmth {
     /// When the last one was, and how often the kernel had been entered.
     last: Instant,
     entries: u64,
+    /// How long code had been translated by then.
+    translating: Duration,
     /// What the window has gained so far, in microseconds, if it is open.
     credit: Option<i64>,
 }
@@ -85,8 +90,9 @@ impl Heat {
     }
 
     /// User code was found running in the address space `cr3`; the kernel was entered `entries`
-    /// times so far. Returns whether that opens a window.
-    pub(super) fn find(&mut self, cr3: u64, entries: u64) -> bool {
+    /// times so far, and `translating` is how long the vCPU has translated. Returns whether that
+    /// opens a window.
+    pub(super) fn find(&mut self, cr3: u64, entries: u64, translating: Duration) -> bool {
         if self.when != When::Auto {
             return false;
         }
@@ -98,13 +104,16 @@ impl Heat {
         }
         let entered = entries.wrapping_sub(warmth.entries).max(1);
         let is_long = time >= LONG * u32::try_from(entered).unwrap_or(u32::MAX);
-        let is_find = time < APART.end && is_long;
+        let translated = translating.saturating_sub(warmth.translating);
+        let is_known = translated * NEW_CODE <= time;
+        let is_find = time < APART.end && is_long && is_known;
         if is_find {
             warmth.finds += 1;
         } else {
             warmth.finds = 0;
         }
         (warmth.last, warmth.entries) = (now, entries);
+        warmth.translating = translating;
         let opens = warmth.finds >= warmth.wanted;
         if opens {
             warmth.credit = Some(CREDIT);
@@ -155,6 +164,7 @@ impl Heat {
                     wanted: FINDS,
                     last: now,
                     entries: 0,
+                    translating: Duration::ZERO,
                     credit: None,
                 });
                 self.known.len() - 1
@@ -170,10 +180,15 @@ mod tests {
 
     /// Finds user code as often, with `entries` into the kernel before each.
     fn find(heat: &mut Heat, times: u32, entries: u64) -> bool {
+        find_new(heat, times, entries, Duration::ZERO)
+    }
+
+    /// Likewise, after so much translation each time.
+    fn find_new(heat: &mut Heat, times: u32, entries: u64, translating: Duration) -> bool {
         let mut opened = false;
         for time in 0..times {
             std::thread::sleep(Duration::from_millis(1));
-            opened |= heat.find(0x1000, entries * u64::from(time));
+            opened |= heat.find(0x1000, entries * u64::from(time), translating * time);
         }
         opened
     }
@@ -185,6 +200,13 @@ mod tests {
         assert!(!heat.is_open(0x1000));
         assert!(find(&mut heat, 20, 1));
         assert!(heat.is_open(0x1000) && !heat.is_open(0x2000));
+    }
+
+    #[test]
+    fn code_that_is_new_opens_no_window() {
+        let mut heat = Heat::new(When::Auto);
+        assert!(!find_new(&mut heat, 20, 1, APART.end));
+        assert!(find(&mut heat, 20, 1));
     }
 
     #[test]

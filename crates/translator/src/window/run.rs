@@ -41,7 +41,12 @@ impl TranslatorVcpu {
             return;
         }
         let entries = self.core.events() + u64::from(self.context.crossing.made);
-        if self.windows.heat.find(self.core.cr3(), entries) {
+        let translating = self.counters.translating;
+        if self
+            .windows
+            .heat
+            .find(self.core.cr3(), entries, translating)
+        {
             self.windows.counters.opened += 1;
             // Whoever goes to user code has to ask from now on.
             self.lookup.forget_jumps(&mut self.context);
