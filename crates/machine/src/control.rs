@@ -403,6 +403,7 @@ mod tests {
         let faulty = device::shared(Faulty);
         timers.attach(&timer, &faulty);
         timer.arm(0);
+        timers.resume();
         let thread = spawn_timers(&threads.control, timers).unwrap();
         let failed = Event::Failed {
             vcpu: None,
