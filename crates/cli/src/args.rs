@@ -170,7 +170,8 @@ pub(crate) struct RunArgs {
 
     /// Let the interpreter repeat every block of translated code, and end the machine with a report
     /// at the first that does something else. With N, only a block's first executions and one in N
-    /// of the others. For one vCPU, without windows; a hundred times slower, and guest time passes 16 times more slowly
+    /// of the others. For one vCPU, without windows; a hundred times slower, and guest time passes
+    /// 16 times more slowly
     #[arg(
         long,
         value_name = "N",

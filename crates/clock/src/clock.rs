@@ -95,7 +95,7 @@ impl Clock {
     }
 
     /// Whether time passes.
-    pub fn is_running(&self) -> bool {
+    fn is_running(&self) -> bool {
         self.0.stopped_at.load(Ordering::Acquire) == RUNNING
     }
 

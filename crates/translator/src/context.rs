@@ -200,9 +200,8 @@ pub(crate) struct Context {
     pub(crate) fault_error: u32,
     pub(crate) fault_vector: u32,
     pub(crate) fault_address: u64,
-    /// When the jail's runner is interrupted next, as timer_settime(2) takes it: no interval, then
-    /// seconds and nanoseconds. And the address of that.
-    pub(crate) alarm: [u64; 4],
+    /// When the jail's runner is interrupted next, and the address of that.
+    pub(crate) alarm: libc::itimerspec,
     pub(crate) alarm_address: u64,
     /// Not 0 if the runner did not set its timer to that yet.
     pub(crate) alarm_is_new: u32,
@@ -235,11 +234,12 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// Empties the second level of the TLB of a vCPU's own context. What it held is the host's again.
+    /// Empties the second level of the TLB of a vCPU's own context. What it held is the host's
+    /// again.
     pub(crate) fn empty_second(&mut self) {
         let second = &raw mut self.second;
-        // SAFETY: whole pages of a private anonymous mapping, which nobody else uses, become zero, and
-        // zero is an entry that is empty.
+        // SAFETY: whole pages of a private anonymous mapping, which nobody else uses, become zero,
+        // and zero is an entry that is empty.
         let given = unsafe {
             let advice = rustix::mm::Advice::LinuxDontNeed;
             rustix::mm::madvise(second.cast(), size_of::<SecondLevel>(), advice)

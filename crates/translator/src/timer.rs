@@ -123,17 +123,7 @@ impl Timer {
 
     /// Lets the timer expire at `deadline`, at once if that has passed, and never if it is 0.
     fn set(&self, deadline: u64) {
-        const NANOSECONDS: u64 = 1_000_000_000;
-        let value = itimerspec {
-            it_interval: timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            },
-            it_value: timespec {
-                tv_sec: (deadline / NANOSECONDS) as i64,
-                tv_nsec: (deadline % NANOSECONDS) as i64,
-            },
-        };
+        let value = once_at(deadline);
         // SAFETY: a timer that exists, and a valid time.
         let result = unsafe {
             libc::timer_settime(
@@ -172,10 +162,26 @@ pub(crate) fn signal() -> c_int {
     libc::SIGRTMIN() + 7
 }
 
+const NANOSECONDS: u64 = 1_000_000_000;
+
 /// Nanoseconds of `CLOCK_MONOTONIC`.
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     let time = clock_gettime(ClockId::Monotonic);
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+    time.tv_sec as u64 * NANOSECONDS + time.tv_nsec as u64
+}
+
+/// `deadline`, in nanoseconds, as timer_settime(2) takes it.
+pub(crate) fn once_at(deadline: u64) -> itimerspec {
+    itimerspec {
+        it_interval: timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        },
+        it_value: timespec {
+            tv_sec: (deadline / NANOSECONDS) as i64,
+            tv_nsec: (deadline % NANOSECONDS) as i64,
+        },
+    }
 }
 
 /// A timer for the calling thread.

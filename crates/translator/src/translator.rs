@@ -1,6 +1,7 @@
 //! The engine.
 
 use crate::context::JAILS;
+use crate::store::PAGE;
 use crate::vcpu::TranslatorVcpu;
 use crate::window::When;
 use engine::{Engine, Setup, Vcpu};
@@ -26,7 +27,6 @@ pub struct Options {
 impl Options {
     /// How many bytes of the code cache each vCPU has for code behind checks, and for each jail.
     pub(crate) fn shares(&self) -> (usize, usize) {
-        const PAGE: usize = 4096;
         let jail = self.code_cache / 16 / PAGE * PAGE;
         match self.windows {
             When::Never => (self.code_cache, jail),

@@ -13,6 +13,7 @@
 use super::orders::{Board, ORDERS_MAX, Order, Orders, order};
 use super::stub::{GO, INTERRUPT, STOP_CALL, Stub, TIMER};
 use crate::context::Context;
+use crate::timer;
 use libc::c_long;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
@@ -250,8 +251,7 @@ impl Jail {
     pub(crate) fn set_alarm(&mut self, deadline: u64, context: &mut Context) {
         if self.alarm != deadline {
             self.alarm = deadline;
-            const NANOSECONDS: u64 = 1_000_000_000;
-            context.alarm = [0, 0, deadline / NANOSECONDS, deadline % NANOSECONDS];
+            context.alarm = timer::once_at(deadline);
             context.alarm_is_new = 1;
         }
     }
@@ -714,6 +714,22 @@ mod tests {
         }
     }
 
+    /// Does `work` while another thread interrupts the runner again and again.
+    fn interrupting<T>(runner: (i32, i32), every: Duration, work: impl FnOnce() -> T) -> T {
+        let ended = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    std::thread::sleep(every);
+                    interrupt(runner.0, runner.1);
+                }
+            });
+            let result = work();
+            ended.store(true, Ordering::Relaxed);
+            result
+        })
+    }
+
     /// `mov rax, [LINEAR]; ud2`, with another opcode to store.
     fn access(opcode: u8) -> Vec<u8> {
         let mut code = vec![0x48, opcode];
@@ -780,13 +796,13 @@ mod tests {
             assert_eq!(fixture().run(&calls(call)), Err(Broken), "call {call}");
         }
         // Another timer, relative time, and places for what was set before: RDI, RSI and R10.
-        for [timer, flags, old] in [[1, 1, 0], [0, 0, 0], [0, 1, 16], [0, 1, 1 << 32]] {
+        for [id, flags, old] in [[1, 1, 0], [0, 0, 0], [0, 1, 16], [0, 1, 1 << 32]] {
             let mut fixture = fixture();
-            (fixture.context.host[7], fixture.context.host[6]) = (timer, flags);
+            (fixture.context.host[7], fixture.context.host[6]) = (id, flags);
             fixture.context.host[10] = old;
             fixture.context.host[2] = fixture.context.alarm_address;
             let result = fixture.run(&calls(libc::SYS_timer_settime));
-            assert_eq!(result, Err(Broken), "timer {timer}, flags {flags}, {old:x}");
+            assert_eq!(result, Err(Broken), "timer {id}, flags {flags}, {old:x}");
         }
     }
 
@@ -795,16 +811,12 @@ mod tests {
         let mut fixture = fixture();
         // jmp to itself
         let code = [0xeb, 0xfe];
-        let now = || {
-            let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-            time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-        };
         for mut delay in [3_000_000, 0, 100_000, 1_000_000] {
             loop {
-                let deadline = now() + delay;
+                let deadline = timer::now() + delay;
                 fixture.jail.set_alarm(deadline, &mut fixture.context);
                 assert_eq!(fixture.run(&code), Ok(()));
-                assert!(now() >= deadline, "after {delay} ns");
+                assert!(timer::now() >= deadline, "after {delay} ns");
                 if fixture.context.stopped_by == INTERRUPT as u32 {
                     break;
                 }
@@ -825,25 +837,17 @@ mod tests {
     #[test]
     fn one_that_does_not_stop_is_interrupted_where_it_is() {
         let mut fixture = fixture();
-        let (pid, runner) = fixture.jail.runner();
+        let runner = fixture.jail.runner();
         // jmp to itself
         let code = [0xeb, 0xfe];
         for round in 0..100 {
             let registers = std::array::from_fn(|n| round + 0x1111 * n as u64);
             fixture.context.host = registers;
             while fixture.context.stopped_by != INTERRUPT as u32 {
-                let has_stopped = AtomicBool::new(false);
-                std::thread::scope(|scope| {
-                    scope.spawn(|| {
-                        // The first may come before it runs.
-                        while !has_stopped.load(Ordering::Relaxed) {
-                            std::thread::sleep(Duration::from_micros(300));
-                            interrupt(pid, runner);
-                        }
-                    });
-                    assert_eq!(fixture.run(&code), Ok(()));
-                    has_stopped.store(true, Ordering::Relaxed);
-                });
+                // The first may come before it runs.
+                let result =
+                    interrupting(runner, Duration::from_micros(300), || fixture.run(&code));
+                assert_eq!(result, Ok(()));
             }
             assert_eq!(fixture.context.host, registers);
             assert_eq!(fixture.context.resume, fixture.begin());
@@ -908,16 +912,9 @@ mod tests {
         code.extend([0x65, 0xff, 0x24, 0x25]);
         code.extend(field!(assist_gate).to_le_bytes());
         fixture.store.memory.write(CODE, &code);
-        let (pid, runner) = fixture.jail.runner();
-        let ended = AtomicBool::new(false);
+        let runner = fixture.jail.runner();
         let mut interrupts = [0; 2];
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !ended.load(Ordering::Relaxed) {
-                    interrupt(pid, runner);
-                    std::thread::sleep(Duration::from_micros(20));
-                }
-            });
+        interrupting(runner, Duration::from_micros(20), || {
             let mut registers: [u64; 16] = std::array::from_fn(|n| 0x1111 * n as u64);
             (registers[0], registers[3]) = (0, target);
             fixture.context.host = registers;
@@ -932,7 +929,6 @@ mod tests {
                 (registers[0], registers[1]) = (ask * ROUNDS, 0);
                 assert_eq!(fixture.context.host, registers);
             }
-            ended.store(true, Ordering::Relaxed);
         });
         assert!(interrupts.iter().all(|n| *n > 5), "only {interrupts:?}");
     }

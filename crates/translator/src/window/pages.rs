@@ -40,6 +40,7 @@ impl Packed {
 pub(super) struct Pages {
     tables: BTreeMap<u64, Box<[Packed; TABLE_PAGES]>>,
     len: usize,
+    most: usize,
 }
 
 /// The number of the table of `linear`, and the index there.
@@ -52,6 +53,11 @@ impl Pages {
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.len
+    }
+
+    /// How many there were at most.
+    pub(super) fn most(&self) -> usize {
+        self.most
     }
 
     /// The page at `linear`.
@@ -67,6 +73,7 @@ impl Pages {
         let table = table.or_insert_with(|| Box::new([Packed::default(); TABLE_PAGES]));
         let before = std::mem::replace(&mut table[index], Packed::new(page));
         self.len += usize::from(before.page().is_none());
+        self.most = self.most.max(self.len);
     }
 
     /// Takes the page at `linear` out. A table that has become empty is kept: it is filled again.

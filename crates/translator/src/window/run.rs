@@ -41,12 +41,8 @@ impl TranslatorVcpu {
             return;
         }
         let entries = self.core.events() + u64::from(self.context.crossing.made);
-        let translating = self.counters.translating;
-        if self
-            .windows
-            .heat
-            .find(self.core.cr3(), entries, translating)
-        {
+        let (cr3, translating) = (self.core.cr3(), self.counters.translating);
+        if self.windows.heat.find(cr3, entries, translating) {
             self.windows.counters.opened += 1;
             // Whoever goes to user code has to ask from now on.
             self.lookup.forget_jumps(&mut self.context);
@@ -405,9 +401,9 @@ impl TranslatorVcpu {
         }
         self.windows.counters.fills += 1;
         self.windows.counters.mapped += found.len() as u64;
+        let most = space.pages.most();
         space.map(&found)?;
-        if space.pages.len() > space.pages_most {
-            space.pages_most = space.pages.len();
+        if space.pages.most() > most {
             self.windows.growing += start.elapsed();
         }
         Ok(true)

@@ -54,8 +54,6 @@ pub(crate) struct Space {
     pub(super) jail: Jail,
     /// The pages that are in the jail, by their linear address.
     pub(super) pages: Pages,
-    /// As many pages were in it at once.
-    pub(super) pages_most: usize,
     /// What changed while another was active.
     pub(super) pending: Changes,
     /// Addresses that are the jail's own.
@@ -81,7 +79,6 @@ impl Space {
                 lookup: Lookup::default(),
                 units: Mode::empty(),
                 pages: Pages::default(),
-                pages_most: 0,
                 pending: Changes::default(),
                 ..self
             }),
@@ -348,7 +345,6 @@ impl Windows {
             units: Mode::empty(),
             jail,
             pages: Pages::default(),
-            pages_most: 0,
             pending: Changes::default(),
             last_used: 0,
             is_broken: false,

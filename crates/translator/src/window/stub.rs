@@ -29,8 +29,8 @@ pub(super) const STOP_CALL: i32 = libc::SYS_getpid as i32;
 /// [`Context::stopped_by`](crate::context::Context::stopped_by) of a runner that asks the monitor
 /// for what [`Context::reason`](crate::context::Context::reason) says. No signal has this number.
 pub(super) const ASKED: u32 = 1 << 16;
-/// The signal by which a runner is interrupted, by the monitor or by its own timer. To a process that does not expect it, as
-/// another one that has got a jail's number, it means nothing.
+/// The signal by which a runner is interrupted, by the monitor or by its own timer. To a process
+/// that does not expect it, as another one that has got a jail's number, it means nothing.
 pub(super) const INTERRUPT: i32 = libc::SIGURG;
 
 /// The runner's timer: Linux numbers the timers of a process from 0.
