@@ -4,6 +4,7 @@ use crate::cpu::Cpu;
 use crate::shared::Shared;
 use engine::{Event, Kinds};
 use lapic::{Effect, GeneralProtection, Message, Tsc};
+use x86::cpuid::Feature;
 use x86::{Activity, ApicState, SegmentRegister, Selector};
 
 const PAGE: u64 = 0xfff;
@@ -93,6 +94,10 @@ impl Cpu {
 
     /// WRMSR to IA32_APIC_BASE.
     pub(crate) fn set_apic_base(&mut self, value: u64) -> Result<(), GeneralProtection> {
+        const X2APIC: u64 = 1 << 10;
+        if value & X2APIC != 0 && !self.model.has(Feature::X2Apic) {
+            return Err(GeneralProtection);
+        }
         self.settle_eoi();
         self.lapic.set_base(value)?;
         // The page has moved.

@@ -2,6 +2,7 @@
 
 use crate::cpu::{CodeSize, Cpu};
 use crate::tlb::View;
+use x86::cpuid::Feature;
 use x86::{Cr0, Cr4, Segment, SegmentRegister as S, Xcr0};
 
 /// How code is executed now. Code translated under one mode may run under an equal one only.
@@ -63,7 +64,7 @@ impl Cpu {
             sse,
             avx,
             tsd: self.cr4.contains(Cr4::TSD),
-            rdtscp: self.model.rdtscp,
+            rdtscp: self.model.has(Feature::Rdtscp),
             fsgsbase: self.cr4.contains(Cr4::FSGSBASE),
         }
     }

@@ -1,11 +1,12 @@
 //! What a CPUID table implies: vendor, and the control-register bits that exist.
 
-use x86::cpuid::{Table, Vendor};
+use x86::cpuid::{Feature, FeatureSet, Table, Vendor};
 use x86::{Cr0, Cr4, Efer, Xcr0};
 
 /// The CPU that a vCPU's CPUID shows.
 pub(crate) struct Model {
     pub(crate) table: Table,
+    pub(crate) features: FeatureSet,
     pub(crate) vendor: Vendor,
     /// Bits of CR4 that may be set.
     pub(crate) cr4: Cr4,
@@ -13,15 +14,10 @@ pub(crate) struct Model {
     pub(crate) efer: Efer,
     /// Bits of XCR0 that may be set.
     pub(crate) xcr0: Xcr0,
-    /// Whether there is RDTSCP.
-    pub(crate) rdtscp: bool,
 }
 
 /// Bits of CR0 that exist (SDM vol. 3, 2.5).
 pub(crate) const CR0_BITS: Cr0 = Cr0::from_bits_retain(0xe005_003f);
-
-/// CPUID 8000_0001H, EDX (SDM vol. 2, CPUID).
-const RDTSCP: u32 = 1 << 27;
 
 /// EFER.AIBRSE (APM vol. 2, 3.1.7).
 const AUTOMATIC_IBRS: Efer = Efer::from_bits_retain(1 << 21);
@@ -36,9 +32,15 @@ impl Model {
             cr4: allowed_cr4(table),
             efer: allowed_efer(table),
             xcr0: Xcr0::from_bits_retain(table.get(0xd, 0).eax.into()) | Xcr0::X87,
-            rdtscp: table.get(0x8000_0001, 0).edx & RDTSCP != 0,
+            features: FeatureSet::of_table(table),
             table: table.clone(),
         }
+    }
+
+    /// Whether the CPU has `feature`.
+    #[inline]
+    pub(crate) fn has(&self, feature: Feature) -> bool {
+        self.features.has(feature)
     }
 
     /// Whether the vendor is AMD.

@@ -69,6 +69,7 @@ impl Bench {
             code: CODE,
             data: DATA[0],
         };
+        bench.cpu.model.features = crate::cpuid::features();
         bench.store(CODE, &[INT3; 4096]);
         match mode {
             Mode::User64 => {

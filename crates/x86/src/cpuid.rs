@@ -1,5 +1,13 @@
 //! CPUID as a table (SDM vol. 2, CPUID; APM vol. 3, appendix E).
 
+mod feature;
+mod model;
+mod processor;
+
+pub use feature::{Feature, FeatureSet};
+pub use model::{Choice, Contradiction, Model, Offer};
+pub use processor::Processor;
+
 use serde::{Deserialize, Serialize};
 
 /// Whose rules hold where the two differ.
@@ -12,6 +20,14 @@ pub enum Vendor {
 }
 
 impl Vendor {
+    /// The name that leaf 0 has: EBX, EDX and ECX.
+    pub const fn signature(self) -> &'static [u8; 12] {
+        match self {
+            Self::Intel => b"GenuineIntel",
+            Self::Amd => b"AuthenticAMD",
+        }
+    }
+
     /// By EBX of CPUID leaf 0, the first letters of the vendor's name.
     pub fn of_signature(ebx: u32) -> Self {
         const AUTHENTIC_AMD: u32 = u32::from_le_bytes(*b"Auth");
@@ -79,14 +95,23 @@ impl Table {
     }
 
     fn insert(&mut self, row: Leaf) {
-        match self
-            .leaves
-            .iter_mut()
-            .find(|l| l.leaf == row.leaf && l.subleaf == row.subleaf)
-        {
-            Some(old) => *old = row,
-            None => self.leaves.push(row),
-        }
+        *self.entry(row.leaf, row.subleaf) = row.answer;
+    }
+
+    /// The answer of the row for (`leaf`, `subleaf`), which is made, with zeros, if it is not
+    /// there.
+    fn entry(&mut self, leaf: u32, subleaf: Option<u32>) -> &mut Answer {
+        let mut rows = self.leaves.iter();
+        let found = rows.position(|l| l.leaf == leaf && l.subleaf == subleaf);
+        let at = found.unwrap_or_else(|| {
+            self.leaves.push(Leaf {
+                leaf,
+                subleaf,
+                answer: Answer::default(),
+            });
+            self.leaves.len() - 1
+        });
+        &mut self.leaves[at].answer
     }
 
     /// All rows.

@@ -10,6 +10,7 @@ use crate::paging::PHYSICAL_BITS;
 use engine::{Event, Kinds};
 use iced_x86::{Code, Instruction, Mnemonic as M, OpKind};
 use lapic::GeneralProtection;
+use x86::cpuid::Feature;
 use x86::{
     Cr0, Cr4, DescriptorTable, Dr6, Dr7, Efer, Exception, Selector, SystemType, Vector, Xcr0,
 };
@@ -343,8 +344,7 @@ fn invlpg(cpu: &mut Cpu, op: &Op) -> Result {
 }
 
 fn invpcid(cpu: &mut Cpu, op: &Op) -> Result {
-    const INVPCID: u32 = 1 << 10;
-    if cpu.model.table.get(7, 0).ebx & INVPCID == 0 || !cpu.protected_mode() {
+    if !cpu.model.has(Feature::Invpcid) || !cpu.protected_mode() {
         return cpu.undefined();
     }
     need_supervisor(cpu)?;
@@ -374,14 +374,13 @@ fn manage_caches(cpu: &mut Cpu, _: &Op) -> Result {
 }
 
 fn xgetbv(cpu: &mut Cpu, _: &Op) -> Result {
-    const XINUSE: u32 = 1 << 2;
     if !cpu.cr4.contains(Cr4::OSXSAVE) {
         return cpu.undefined();
     }
     let value = match cpu.gpr[1] as u32 {
         0 => cpu.xcr0.bits(),
         // Components in use: none is tracked as being in its initial state.
-        1 if cpu.model.table.get(0xd, 1).eax & XINUSE != 0 => cpu.xcr0.bits(),
+        1 if cpu.model.has(Feature::Xgetbv1) => cpu.xcr0.bits(),
         _ => return cpu.general_protection(0),
     };
     cpu.gpr[0] = value & 0xffff_ffff;

@@ -6,6 +6,7 @@ use crate::op::{Handler, Op};
 use crate::stack::Width;
 use iced_x86::{Instruction, Mnemonic as M};
 use x86::Rflags;
+use x86::cpuid::Feature;
 
 pub(super) fn select(instruction: &Instruction) -> Option<Handler> {
     Some(match instruction.mnemonic() {
@@ -83,8 +84,7 @@ fn sti(cpu: &mut Cpu, _: &Op) -> Result {
 }
 
 fn set_access_check(cpu: &mut Cpu, on: bool) -> Result {
-    const SMAP: u32 = 1 << 20;
-    if cpu.cpl != 0 || cpu.model.table.get(7, 0).ebx & SMAP == 0 {
+    if cpu.cpl != 0 || !cpu.model.has(Feature::Smap) {
         return cpu.undefined();
     }
     cpu.flags.set_system(Rflags::AC, on);

@@ -7,6 +7,7 @@ use crate::op::{Handler, Op};
 use crate::paging;
 use engine::{Event, Kinds};
 use iced_x86::{Instruction, Mnemonic as M};
+use x86::cpuid::Feature;
 use x86::{Cr0, Efer, SegmentRegister, msr};
 
 /// IA32_MTRRCAP: eight variable ranges, fixed ranges, write-combining.
@@ -239,15 +240,15 @@ impl Cpu {
     }
 
     fn has_xsaves(&self) -> bool {
-        self.model.table.get(0xd, 1).eax & 1 << 3 != 0
+        self.model.has(Feature::Xsaves)
     }
 
     fn has_spec_ctrl(&self) -> bool {
-        self.model.table.get(7, 0).edx & 1 << 26 != 0
+        self.model.has(Feature::SpecCtrl)
     }
 
     fn has_arch_capabilities(&self) -> bool {
-        self.model.table.get(7, 0).edx & 1 << 29 != 0
+        self.model.has(Feature::ArchCapabilities)
     }
 
     fn set_variable_mtrr(&mut self, range: u32, value: u64) -> Answer {

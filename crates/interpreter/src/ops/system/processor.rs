@@ -7,6 +7,7 @@ use crate::events::Event;
 use crate::op::{Handler, Op};
 use engine::Kinds;
 use iced_x86::{Instruction, Mnemonic as M};
+use x86::cpuid::Feature;
 use x86::{Activity, Cr4, Vector};
 
 /// What KVM's hypercall answers for a number that it does not know: -KVM_ENOSYS (Linux,
@@ -98,7 +99,7 @@ fn rdtsc(cpu: &mut Cpu, _: &Op) -> Result {
 }
 
 fn rdtscp(cpu: &mut Cpu, _: &Op) -> Result {
-    if !cpu.model.rdtscp {
+    if !cpu.model.has(Feature::Rdtscp) {
         return cpu.undefined();
     }
     read_counter(cpu)?;
@@ -107,8 +108,7 @@ fn rdtscp(cpu: &mut Cpu, _: &Op) -> Result {
 }
 
 fn rdpid(cpu: &mut Cpu, op: &Op) -> Result {
-    const RDPID: u32 = 1 << 22;
-    if cpu.model.table.get(7, 0).ecx & RDPID == 0 {
+    if !cpu.model.has(Feature::Rdpid) {
         return cpu.undefined();
     }
     cpu.set_reg(op.r0, u64::from(cpu.tsc_aux));

@@ -12,6 +12,7 @@ use iced_x86::{Code, Instruction};
 use native::image::{self, FXSAVE_BYTES, FxFormat};
 use native::{Fpu, MXCSR_MASK, MXCSR_RESET, VectorState};
 use std::ops::Range;
+use x86::cpuid::Feature;
 use x86::{Cr0, Cr4, Xcr0};
 
 /// Where the XSAVE header begins, after the legacy region (SDM vol. 1, 13.4).
@@ -87,9 +88,10 @@ impl Cpu {
         Ok(())
     }
 
-    /// #UD or #NM if the XSAVE family can't be used; the components that EDX:EAX asks for.
-    fn requested(&mut self) -> Result<Xcr0> {
-        if !self.cr4.contains(Cr4::OSXSAVE) {
+    /// #UD or #NM if the instructions of the XSAVE family that `feature` stands for can't be
+    /// used; the components that EDX:EAX asks for.
+    fn requested(&mut self, feature: Feature) -> Result<Xcr0> {
+        if !self.cr4.contains(Cr4::OSXSAVE) || !self.model.has(feature) {
             return self.undefined();
         }
         if self.cr0.contains(Cr0::TS) {
@@ -148,14 +150,18 @@ fn in_use(state: &VectorState) -> Xcr0 {
 }
 
 fn xsaves(cpu: &mut Cpu, op: &Op, long: bool) -> Result {
-    cpu.requested()?;
+    cpu.requested(Feature::Xsaves)?;
     cpu.supervisor_only()?;
     xsave(cpu, op, Save::Compacted, long)
 }
 
 /// SDM vol. 1, 13.7 (XSAVE), 13.9 (XSAVEOPT), 13.10 (XSAVEC), 13.11 (XSAVES).
 fn xsave(cpu: &mut Cpu, op: &Op, how: Save, long: bool) -> Result {
-    let requested = cpu.requested()?;
+    let requested = cpu.requested(match how {
+        Save::Plain => Feature::Xsave,
+        Save::Optimised => Feature::Xsaveopt,
+        Save::Compacted => Feature::Xsavec,
+    })?;
     cpu.aligned(op, AVX, ALIGNMENT)?;
     let in_use = in_use(&cpu.fpu.state) & requested;
     let saved = if how == Save::Plain {
@@ -285,7 +291,7 @@ impl Header {
 
 /// SDM vol. 1, 13.12.
 fn xrstors(cpu: &mut Cpu, op: &Op, long: bool) -> Result {
-    let requested = cpu.requested()?;
+    let requested = cpu.requested(Feature::Xsaves)?;
     cpu.supervisor_only()?;
     cpu.aligned(op, AVX, ALIGNMENT)?;
     let header = Header::load(cpu, op)?;
@@ -297,9 +303,12 @@ fn xrstors(cpu: &mut Cpu, op: &Op, long: bool) -> Result {
 
 /// SDM vol. 1, 13.8.
 fn xrstor(cpu: &mut Cpu, op: &Op, long: bool) -> Result {
-    let requested = cpu.requested()?;
+    let requested = cpu.requested(Feature::Xsave)?;
     cpu.aligned(op, AVX, ALIGNMENT)?;
     let header = Header::load(cpu, op)?;
+    if header.is_compacted() && !cpu.model.has(Feature::Xsavec) {
+        return cpu.general_protection(0);
+    }
     restore(cpu, op, &header, requested, long)
 }
 

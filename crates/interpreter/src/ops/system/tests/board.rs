@@ -5,6 +5,7 @@ use clock::Clock;
 use engine::{Access, DebugRequest, Engine, Exit, Platform, Setup, Space, Stop, Vcpu};
 use memory::{GuestMemory, Kind, RegionSpec};
 use std::sync::{Arc, Mutex};
+use x86::cpuid::FeatureSet;
 use x86::{Cr0, Cr4, Descriptor, DescriptorTable, Efer, Rflags, Segment, Selector, VcpuState};
 
 /// Where things are, linear and physical.
@@ -89,6 +90,15 @@ impl Board {
 
     /// With `bytes` of memory.
     pub(super) fn with_memory(vcpus: u32, clock: Clock, bytes: u64) -> Self {
+        Self::made(vcpus, clock, bytes, crate::cpuid::features())
+    }
+
+    /// One vCPU that has only these features.
+    pub(super) fn with_features(features: FeatureSet) -> Self {
+        Self::made(1, Clock::manual(), MEMORY, features)
+    }
+
+    fn made(vcpus: u32, clock: Clock, bytes: u64, features: FeatureSet) -> Self {
         let region = RegionSpec {
             gpa: 0,
             len: bytes,
@@ -99,7 +109,7 @@ impl Board {
             memory: memory.clone(),
             clock: clock.clone(),
             cpuid: (0..vcpus)
-                .map(|i| crate::cpuid::table(i, vcpus, 1_000_000))
+                .map(|i| crate::cpuid::table_with(i, vcpus, 1_000_000, features))
                 .collect(),
             tsc_khz: 1_000_000,
             tracer: None,

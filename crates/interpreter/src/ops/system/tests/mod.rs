@@ -6,6 +6,7 @@ mod borrow;
 mod control;
 mod debug;
 mod events;
+mod features;
 mod machine;
 mod paging;
 mod segments;
