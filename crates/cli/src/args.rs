@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::cpu::{CpuArgument, parse_argument};
 use crate::status;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -61,7 +62,7 @@ pub(crate) enum Entry {
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
     /// A guest by name: `debian`
-    #[arg(value_name = "GUEST", required_unless_present = "kernel")]
+    #[arg(value_name = "GUEST")]
     pub(crate) guest: Option<String>,
 
     /// A command to run in the guest instead of a login shell
@@ -107,6 +108,12 @@ pub(crate) struct RunArgs {
     /// CPU engine
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) engine: Engine,
+
+    /// What CPU the guest sees: host (all that the engine can give), common (what every engine of
+    /// this host can give), x86-64, x86-64-v2, x86-64-v3 or x86-64-v4; followed by +FEATURE or
+    /// -FEATURE, each after a comma. `help` lists models and features, and which engine has them
+    #[arg(long, value_name = "MODEL", default_value = "common", value_parser = parse_argument)]
+    pub(crate) cpu: CpuArgument,
 
     /// Room for translated code, such as 32M, split between the vCPUs: 1M to 1024M for each
     /// [default: for each an eighth of the memory, but 64M to 256M]
@@ -277,7 +284,7 @@ mod tests {
         assert!(parse(&["debian"]).is_ok());
         assert!(parse(&["--kernel", "k"]).is_ok());
         assert!(parse(&["debian", "--", "ls", "-l"]).is_ok());
-        assert!(parse(&[]).is_err());
+        assert!(parse(&["--cpu", "help"]).is_ok());
         assert!(parse(&["debian", "--kernel", "k"]).is_err());
         assert!(parse(&["--initrd", "i", "debian"]).is_err());
     }

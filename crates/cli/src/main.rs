@@ -5,6 +5,7 @@
 
 mod args;
 mod console;
+mod cpu;
 mod debian;
 mod ending;
 mod engines;

@@ -2,6 +2,7 @@
 
 use crate::args::{Engine, Entry, RunArgs, Windows};
 use crate::console::{self, Ends, Log, Source};
+use crate::cpu::{self, CpuArgument};
 use crate::debian::{self, Reported};
 use crate::ending::{Ending, Stderr};
 use crate::monitor::{self, Action};
@@ -19,6 +20,9 @@ use std::time::{Duration, Instant};
 
 /// Runs a virtual machine to its end. Returns the exit status.
 pub(crate) fn run(args: &RunArgs) -> Result<u8> {
+    if args.cpu == CpuArgument::Help {
+        return cpu::print();
+    }
     if let Some(name) = &args.name {
         show_name(name);
     }
@@ -120,6 +124,7 @@ fn shape(args: &RunArgs) -> Result<config::Machine> {
             Engine::Translator => config::EngineKind::Translator,
             Engine::Interpreter => config::EngineKind::Interpreter,
         },
+        cpu: args.cpu.cpu(),
         code_cache: args.code_cache,
         windows: match args.windows {
             Windows::Auto => config::Windows::Auto,
@@ -138,6 +143,7 @@ fn shape(args: &RunArgs) -> Result<config::Machine> {
         uuid: uuid(),
     };
     shape.validate()?;
+    machine::check_cpu(&shape)?;
     Ok(shape)
 }
 

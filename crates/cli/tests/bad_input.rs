@@ -249,6 +249,32 @@ fn unknown_words_and_options_are_refused() {
 }
 
 #[test]
+fn cpus_that_can_not_be_are_refused() {
+    let directory = directory();
+    for (cpu, part) in [
+        ("", "no CPU model"),
+        ("486", "no CPU model '486'"),
+        ("x86-64-v5", "x86-64-v4"),
+        ("host,", "+FEATURE"),
+        ("host,+nosuchfeature", "--cpu help"),
+        ("host,+help", "no feature 'help'"),
+        ("host,-sse2", "sse2"),
+        ("x86-64-v3,-avx,+avx2", "avx2 can't be there without avx"),
+        // What is missing, and what would do.
+        ("x86-64-v4", "avx512f"),
+        ("x86-64-v4", "give --cpu x86-64"),
+        ("x86-64-v2,+avx512vl", "give --cpu x86-64-v2"),
+    ] {
+        for engine in ["auto", "translator", "interpreter"] {
+            let engine = format!("--engine={engine}");
+            let cpu = format!("--cpu={cpu}");
+            let said = refuse(directory.path(), &["--kernel", "kernel", &engine, &cpu]);
+            assert!(said.contains(part), "{said}");
+        }
+    }
+}
+
+#[test]
 fn a_place_that_can_not_be_written_or_opened_is_named() {
     let directory = directory();
     let cases: [&[&str]; 4] = [
@@ -284,6 +310,7 @@ fn random_bytes_as_values_are_refused() {
         "--memory",
         "--cpus",
         "--engine",
+        "--cpu",
         "--code-cache",
         "--entry",
         "--console",

@@ -6,6 +6,8 @@
 
 use std::num::NonZeroU32;
 
+pub use x86::cpuid::{Choice as Cpu, Contradiction, Feature, FeatureSet, Model as CpuModel};
+
 /// The least memory, in bytes.
 pub const MEMORY_MIN: u64 = 64 << 20;
 /// The most memory, in bytes.
@@ -105,6 +107,8 @@ pub struct Machine {
     pub name: Option<String>,
     /// Which engine.
     pub engine: EngineKind,
+    /// Which CPU the guest sees.
+    pub cpu: Cpu,
     /// Bytes of translated code that are kept, [`CODE_CACHE_MIN`] to [`CODE_CACHE_MAX`] for each
     /// vCPU, which get equal parts; `None` for an eighth of the memory each, but 64 to 256 MiB.
     pub code_cache: Option<u64>,
@@ -131,6 +135,7 @@ impl Default for Machine {
         Self {
             name: None,
             engine: EngineKind::Auto,
+            cpu: Cpu::default(),
             code_cache: None,
             windows: Windows::Auto,
             perf_map: false,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use translator::Translator;
 
 /// The engines that `auto` tries, in this order: the fastest first.
-const KINDS: [EngineKind; 2] = [EngineKind::Translator, EngineKind::Interpreter];
+pub(crate) const KINDS: [EngineKind; 2] = [EngineKind::Translator, EngineKind::Interpreter];
 
 /// An engine of this version, and whether this host can run it.
 #[derive(Debug)]
@@ -40,6 +40,7 @@ fn report(kind: EngineKind) -> EngineReport {
 
 /// An engine with its vCPUs.
 pub(crate) struct Created {
+    pub(crate) kind: EngineKind,
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) vcpus: Vec<Box<dyn Vcpu>>,
     /// What the engine was made from.
@@ -52,19 +53,20 @@ pub(crate) struct Created {
 /// of its own, since a memory belongs to the engine that observes it.
 pub(crate) fn create(
     config: &config::Machine,
-    mut setup: impl FnMut() -> Result<Setup, Error>,
+    mut setup: impl FnMut(EngineKind) -> Result<Setup, Error>,
 ) -> Result<Created, Error> {
     let kinds = match &config.engine {
         EngineKind::Auto => &KINDS[..],
         kind => std::slice::from_ref(kind),
     };
-    let ((engine, vcpus, setup), passed_over) = first(kinds, |kind| {
-        let setup = setup()?;
+    let ((kind, engine, vcpus, setup), passed_over) = first(kinds, |kind| {
+        let setup = setup(kind)?;
         let (engine, vcpus) = create_one(kind, config, &setup)?;
-        Ok((engine, vcpus, setup))
+        Ok((kind, engine, vcpus, setup))
     })?;
     let passed_over = passed_over.into_iter();
     Ok(Created {
+        kind,
         engine,
         vcpus,
         setup,

@@ -19,6 +19,7 @@
 mod board;
 mod console;
 mod control;
+mod cpu;
 mod engines;
 mod gdb;
 mod interrupts;
@@ -32,6 +33,7 @@ pub use board::{Consoles, Inputs};
 pub use boot::Content;
 pub use console::ConsoleInput;
 pub use control::Event;
+pub use cpu::{CpuError, CpuReport, check_cpu, cpu_models};
 pub use engines::{EngineReport, engines};
 pub use gdb::{GdbServer, Handler, Visit};
 pub use machine::{Error, Machine, Payload};

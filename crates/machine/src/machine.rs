@@ -2,13 +2,14 @@
 
 use crate::board::{Board, Consoles, Inputs};
 use crate::control::{self, Control, Event, SharedVcpu};
+use crate::cpu::{self, CpuError};
 use crate::engines::{self, Created};
 use crate::report::VcpuReport;
-use crate::snapshot::{MachineV1, Snapshot};
+use crate::snapshot::{MachineV2, Snapshot};
 use crate::trace::TraceSink;
 use boot::{BootPlan, Content, Layout};
 use clock::Clock;
-use config::KernelEntry;
+use config::{EngineKind, KernelEntry};
 use device::lock;
 use engine::{DebugRequest, Engine, Setup, Vcpu};
 use memory::GuestMemory;
@@ -18,10 +19,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use x86::VcpuState;
+use x86::cpuid::Table;
 
 /// Frequency of the guest's TSC under the software engines, in kHz: a tick is a nanosecond of
 /// machine time, so that no conversion rounds.
-const SOFTWARE_TSC_KHZ: u64 = 1_000_000;
+pub(crate) const SOFTWARE_TSC_KHZ: u64 = 1_000_000;
 
 /// What the guest starts with. It is read at each start: a reset reads it again.
 #[derive(Debug, Clone)]
@@ -60,6 +62,9 @@ pub enum Error {
     /// The host gives no memory.
     #[error("{0}")]
     Memory(#[source] memory::SetupError),
+    /// The guest can't have its CPU.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
     /// The interpreter can't run on this host.
     #[error(transparent)]
     Interpreter(#[from] interpreter::NewError),
@@ -90,6 +95,9 @@ pub struct Machine {
     payload: Payload,
     memory: Arc<GuestMemory>,
     clock: Clock,
+    kind: EngineKind,
+    /// What CPUID answers on the first vCPU.
+    cpuid: Table,
     engine: Arc<dyn Engine>,
     passed_over: Vec<(&'static str, Error)>,
     vcpus: Vec<SharedVcpu>,
@@ -116,28 +124,31 @@ impl Machine {
         trace: Option<Arc<TraceSink>>,
     ) -> Result<Self, Error> {
         config.validate()?;
+        cpu::check_cpu(&config)?;
         let layout = Layout::new(config.memory)?;
         let clock = match config.check_translation {
             None => Clock::following_tsc(native::time_stamp, 0),
             Some(_) => Clock::slowed(CHECKED_SLOWNESS, 0),
         };
         let Created {
+            kind,
             engine,
             vcpus,
             setup,
             passed_over,
-        } = engines::create(&config, || {
+        } = engines::create(&config, |kind| {
             Ok(Setup {
+                cpuid: cpu::tables(&config, kind)?,
                 memory: GuestMemory::new(&layout.regions()).map_err(Error::Memory)?,
                 clock: clock.clone(),
-                cpuid: cpuid(&config),
                 tsc_khz: SOFTWARE_TSC_KHZ,
                 tracer: trace
                     .as_ref()
                     .map(|t| (t.clone() as Arc<dyn engine::Tracer>, t.kinds())),
             })
         })?;
-        let memory = setup.memory;
+        let Setup { memory, cpuid, .. } = setup;
+        let cpuid = cpuid.into_iter().next().expect("there is a vCPU");
         let (control, events) = Control::new(engine.clone(), vcpus.len());
         let (board, inputs) = Board::new(
             &layout,
@@ -155,6 +166,8 @@ impl Machine {
             payload: Payload::default(),
             memory,
             clock,
+            kind,
+            cpuid,
             engine,
             passed_over,
             vcpus: vcpus
@@ -316,21 +329,20 @@ impl Machine {
     pub fn restore(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
         assert!(!self.running, "a machine is restored while it is paused");
         let mut from = state::Reader::from_bytes(&snapshot.state)?;
-        let saved: MachineV1 = from.take("machine")?;
-        let MachineV1 {
+        let MachineV2 {
             cpus,
             memory,
             tsc_khz,
             now,
-        } = saved;
-        if (MachineV1 {
-            now: 0,
-            ..self.shape()
-        }) != (MachineV1 { now: 0, ..saved })
-        {
+            cpu,
+            cpuid,
+        } = from.take("machine")?;
+        let ours = (self.config.cpus, self.config.memory, SOFTWARE_TSC_KHZ);
+        if (cpus, memory, tsc_khz) != ours {
             let shape = format!("{cpus} CPUs, {memory} bytes of memory, a TSC of {tsc_khz} kHz");
             return Err(Error::Shape(shape));
         }
+        cpu::check_saved(&cpuid, &cpu, &self.cpuid, self.kind)?;
         self.clock.set(now);
         snapshot.fill(&self.memory);
         self.board.restore(&mut from)?;
@@ -341,12 +353,14 @@ impl Machine {
         Ok(from.finish()?)
     }
 
-    fn shape(&self) -> MachineV1 {
-        MachineV1 {
+    fn shape(&self) -> MachineV2 {
+        MachineV2 {
             cpus: self.config.cpus,
             memory: self.config.memory,
             tsc_khz: SOFTWARE_TSC_KHZ,
             now: self.clock.now(),
+            cpu: self.config.cpu.to_string(),
+            cpuid: self.cpuid.clone(),
         }
     }
 
@@ -424,10 +438,4 @@ fn set_state(vcpu: &SharedVcpu, state: &VcpuState) -> Result<(), Error> {
             source,
         })
     })
-}
-
-fn cpuid(config: &config::Machine) -> Vec<x86::cpuid::Table> {
-    (0..config.cpus)
-        .map(|index| interpreter::cpuid::table(index, config.cpus, SOFTWARE_TSC_KHZ))
-        .collect()
 }

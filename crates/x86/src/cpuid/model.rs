@@ -228,9 +228,12 @@ impl Choice {
         Ok(Self { model, more, less })
     }
 
-    /// The choice that gives exactly `features` where `common` is what all engines can give: the
-    /// highest level that they hold, and what is more or less.
+    /// The choice that gives exactly `features` where `common` is what all engines can give: that,
+    /// or the highest level that they hold, and what is more or less.
     pub fn exactly(features: FeatureSet, common: FeatureSet) -> Self {
+        if features == common {
+            return Self::from(Model::Common);
+        }
         let levels = [Model::V4, Model::V3, Model::V2];
         let held = |model: &Model| model.level().is_some_and(|level| features.contains(level));
         let model = levels.into_iter().find(held).unwrap_or(Model::V1);
@@ -243,6 +246,29 @@ impl Choice {
             more: features.without(plain),
             less: plain.without(features),
         }
+    }
+
+    /// The choice nearest to this one that the engine can give: as high a level as it can, and
+    /// of the features that were asked for more those that it has.
+    pub fn nearest(&self, offer: &Offer) -> Self {
+        let has = |feature: &Feature| {
+            let whole = FeatureSet::of(&[*feature]).with_needed();
+            offer.engine.contains(whole)
+        };
+        let more = self.more.iter().filter(has).collect();
+        let lower = [Model::V4, Model::V3, Model::V2, Model::V1]
+            .into_iter()
+            .skip_while(|level| *level != self.model);
+        let mut models = std::iter::once(self.model).chain(lower);
+        let choices = models.find_map(|model| {
+            let choice = Self {
+                model,
+                more,
+                less: self.less,
+            };
+            choice.features(offer).is_ok().then_some(choice)
+        });
+        choices.unwrap_or_default()
     }
 
     /// The model that it begins with.
@@ -400,8 +426,28 @@ mod tests {
     }
 
     #[test]
+    fn the_nearest_choice_is_one_that_can_be_given() {
+        let offer = offer(V3.union(named("sha-ni")), V1);
+        for (wanted, nearest) in [
+            ((Model::V4, ""), "x86-64-v3"),
+            ((Model::V4, "sha-ni avx512vl"), "x86-64-v3,+sha-ni"),
+            ((Model::V2, "vaes sha-ni"), "x86-64-v2,+sha-ni"),
+            ((Model::Common, "gfni"), "common"),
+            ((Model::Host, "gfni"), "host"),
+        ] {
+            let (model, more) = wanted;
+            let choice = Choice::new(model, named(more), FeatureSet::NONE).unwrap();
+            assert!(choice.features(&offer).is_err(), "{choice}");
+            let found = choice.nearest(&offer);
+            assert_eq!(found.to_string(), nearest);
+            assert!(found.features(&offer).is_ok());
+        }
+    }
+
+    #[test]
     fn exactly_describes_any_set() {
         let common = V3.union(named("btc-no pcid aes"));
+        assert_eq!(Choice::exactly(common, common).to_string(), "common");
         for wanted in [
             V1,
             V2,
