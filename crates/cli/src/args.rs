@@ -129,9 +129,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) cpus: u32,
 
-    /// Memory, such as 512M or 2G
-    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
-    pub(crate) memory: u64,
+    /// Memory, such as 512M or 2G; with `,hugepages` it is made of huge pages: those that the host
+    /// has reserved, or transparent ones
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_memory)]
+    pub(crate) memory: Memory,
 
     /// Where the guest's serial console is: stdio, pty, socket=PATH or none
     #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = parse_console)]
@@ -187,6 +188,27 @@ pub(crate) struct RunArgs {
         default_missing_value = "1"
     )]
     pub(crate) check_translation: Option<NonZeroU32>,
+}
+
+/// Memory of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Memory {
+    pub(crate) bytes: u64,
+    pub(crate) hugepages: bool,
+}
+
+fn parse_memory(text: &str) -> Result<Memory, String> {
+    let (size, hugepages) = match text.split_once(',') {
+        None => (text, false),
+        Some((size, "hugepages")) => (size, true),
+        Some((_, other)) => {
+            return Err(format!(
+                "'{other}' is no property of memory: give hugepages or nothing"
+            ));
+        }
+    };
+    let bytes = parse_size(size)?;
+    Ok(Memory { bytes, hugepages })
 }
 
 /// Where the serial console is.
@@ -273,6 +295,24 @@ mod tests {
             "1.9999999999G",
         ] {
             assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn memory_may_be_of_huge_pages() {
+        let memory = |bytes, hugepages| Ok(Memory { bytes, hugepages });
+        assert_eq!(parse_memory("64M"), memory(64 << 20, false));
+        assert_eq!(parse_memory("4G,hugepages"), memory(4 << 30, true));
+        for text in [
+            "",
+            ",",
+            "4G,",
+            ",hugepages",
+            "4G,hugepages,",
+            "4G,huge",
+            "4G hugepages",
+        ] {
+            assert!(parse_memory(text).is_err(), "{text}");
         }
     }
 

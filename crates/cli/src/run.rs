@@ -134,7 +134,8 @@ fn shape(args: &RunArgs) -> Result<config::Machine> {
         perf_map: args.perf_map,
         check_translation: args.check_translation,
         cpus: args.cpus,
-        memory: args.memory,
+        memory: args.memory.bytes,
+        hugepages: args.memory.hugepages,
         entry: match args.entry {
             Entry::Auto => config::KernelEntry::Auto,
             Entry::Bits64 => config::KernelEntry::Bits64,

@@ -249,6 +249,31 @@ fn unknown_words_and_options_are_refused() {
 }
 
 #[test]
+fn huge_pages_are_there_or_missed() {
+    let directory = directory();
+    for memory in ["64M,huge", "64M,", ",hugepages", "64M,hugepages=on"] {
+        let memory = format!("--memory={memory}");
+        refuse(directory.path(), &["--kernel", "kernel", &memory]);
+    }
+    let mut command = doppel(directory.path());
+    command.args([
+        "--kernel",
+        "kernel",
+        "--memory=64M,hugepages",
+        "--timeout=1",
+    ]);
+    let output = command.output().expect("doppel starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(124) {
+        eprintln!("the host has huge pages; that it refuses is not tested");
+        return;
+    }
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert_eq!(said.matches("vm.nr_hugepages=32").count(), 1, "{said}");
+}
+
+#[test]
 fn cpus_that_can_not_be_are_refused() {
     let directory = directory();
     for (cpu, part) in [

@@ -51,6 +51,11 @@ pub enum Error {
          --check-translation"
     )]
     CheckedWindows,
+    /// All user code is to run in windows, and memory to be of huge pages.
+    #[error(
+        "windows map memory by small pages: leave out --windows always or the hugepages of --memory"
+    )]
+    HugeWindows,
 }
 
 /// Which CPU engine runs the guest.
@@ -124,6 +129,8 @@ pub struct Machine {
     pub cpus: u32,
     /// Bytes of RAM, [`MEMORY_MIN`] to [`MEMORY_MAX`].
     pub memory: u64,
+    /// Whether the memory is made of huge pages of the host.
+    pub hugepages: bool,
     /// How the kernel is entered.
     pub entry: KernelEntry,
     /// The SMBIOS UUID.
@@ -142,6 +149,7 @@ impl Default for Machine {
             check_translation: None,
             cpus: 1,
             memory: 1 << 30,
+            hugepages: false,
             entry: KernelEntry::Auto,
             uuid: [0; 16],
         }
@@ -173,6 +181,9 @@ impl Machine {
         }
         if self.check_translation.is_some() && self.windows == Windows::Always {
             return Err(Error::CheckedWindows);
+        }
+        if self.hugepages && self.windows == Windows::Always {
+            return Err(Error::HugeWindows);
         }
         let cpus = u64::from(self.cpus);
         match self.code_cache {
@@ -294,6 +305,18 @@ mod tests {
         ] {
             assert_eq!(wrong.validate(), Err(Error::NothingTranslated));
         }
+    }
+
+    #[test]
+    fn not_all_code_is_in_windows_with_huge_pages() {
+        let with = |windows| Machine {
+            windows,
+            hugepages: true,
+            ..Machine::default()
+        };
+        assert_eq!(with(Windows::Auto).validate(), Ok(()));
+        assert_eq!(with(Windows::Never).validate(), Ok(()));
+        assert_eq!(with(Windows::Always).validate(), Err(Error::HugeWindows));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use crate::Error;
 use config::EngineKind;
 use engine::{Engine, Setup, Vcpu};
 use interpreter::Interpreter;
+use memory::Backing;
 use std::sync::Arc;
 use translator::Translator;
 
@@ -100,6 +101,8 @@ fn create_one(kind: EngineKind, config: &config::Machine, setup: &Setup) -> Resu
             let options = translator::Options {
                 code_cache: config.code_cache_per_cpu() as usize,
                 windows: match config.windows {
+                    // There are no windows into reserved huge pages: they map small ones.
+                    _ if setup.memory.backing() == Backing::Reserved => translator::When::Never,
                     config::Windows::Auto => translator::When::Auto,
                     config::Windows::Always => translator::When::Always,
                     config::Windows::Never => translator::When::Never,

@@ -12,7 +12,7 @@ use clock::Clock;
 use config::{EngineKind, KernelEntry};
 use device::lock;
 use engine::{DebugRequest, Engine, Setup, Vcpu};
-use memory::GuestMemory;
+use memory::{GuestMemory, Pages};
 use std::num::NonZeroU64;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
@@ -60,8 +60,8 @@ pub enum Error {
     #[error(transparent)]
     Layout(#[from] boot::LayoutError),
     /// The host gives no memory.
-    #[error("{0}")]
-    Memory(#[source] memory::SetupError),
+    #[error(transparent)]
+    Memory(memory::SetupError),
     /// The guest can't have its CPU.
     #[error(transparent)]
     Cpu(#[from] CpuError),
@@ -139,7 +139,8 @@ impl Machine {
         } = engines::create(&config, |kind| {
             Ok(Setup {
                 cpuid: cpu::tables(&config, kind)?,
-                memory: GuestMemory::new(&layout.regions()).map_err(Error::Memory)?,
+                memory: GuestMemory::with_pages(&layout.regions(), pages(&config, kind))
+                    .map_err(Error::Memory)?,
                 clock: clock.clone(),
                 tsc_khz: SOFTWARE_TSC_KHZ,
                 tracer: trace
@@ -438,4 +439,16 @@ fn set_state(vcpu: &SharedVcpu, state: &VcpuState) -> Result<(), Error> {
             source,
         })
     })
+}
+
+/// What host pages the memory is made of. Windows map it by small pages, which reserved huge ones
+/// are not divided into.
+fn pages(config: &config::Machine, kind: EngineKind) -> Pages {
+    match (config.hugepages, kind) {
+        (false, _) => Pages::Plain,
+        (true, EngineKind::Translator) if config.windows != config::Windows::Never => {
+            Pages::HugeInParts
+        }
+        (true, _) => Pages::Huge,
+    }
 }

@@ -1,12 +1,11 @@
 //! Regions, and the two ways in: by guest-physical address and by offset.
-#![expect(unsafe_code, reason = "owns the mapping and bounds every access to it")]
-// UNSAFETY: one mapping, made in `Mapping::new` and unmapped in `Drop`. Every access below is
-// compared with its length first; `Ram` and `GuestMemory` keep it alive by reference count.
+#![expect(unsafe_code, reason = "bounds every access to the mapping")]
+// UNSAFETY: every access to the `Mapping` below is compared with the memory's length first; `Ram`
+// and `GuestMemory` keep the mapping alive by reference count.
 
+use crate::mapping::{Backing, Mapping, Pages};
 use crate::{PAGE_SHIFT, PAGE_SIZE, PageWatch, Word, raw};
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::MemfdFlags;
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -57,6 +56,18 @@ pub enum SetupError {
         /// Why not.
         source: rustix::io::Errno,
     },
+    /// Huge pages are wanted, and the host has none to give.
+    #[error(
+        "the host has no huge pages for {bytes} bytes of guest memory: reserve {pages} of 2 MiB \
+         (sysctl vm.nr_hugepages={pages}), or let shared memory have them (echo advise > \
+         /sys/kernel/mm/transparent_hugepage/shmem_enabled), or leave out hugepages"
+    )]
+    NoHugePages {
+        /// How much was asked for.
+        bytes: usize,
+        /// In huge pages.
+        pages: usize,
+    },
 }
 
 /// An access to guest-physical addresses that are not memory.
@@ -65,42 +76,6 @@ pub enum SetupError {
 pub struct OutOfRange {
     /// The first address of the access.
     pub gpa: u64,
-}
-
-#[derive(Debug)]
-struct Mapping {
-    base: NonNull<u8>,
-    len: usize,
-    file: OwnedFd,
-}
-
-// SAFETY: the mapping is plain shared memory, accessed only through `raw`.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
-
-impl Mapping {
-    fn new(len: usize) -> rustix::io::Result<Self> {
-        let file = rustix::fs::memfd_create("guest-memory", MemfdFlags::CLOEXEC)?;
-        rustix::fs::ftruncate(&file, len as u64)?;
-        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-        let prot = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a fresh mapping at an address of the kernel's choice.
-        let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, prot, flags, &file, 0)? };
-        Ok(Self {
-            base: NonNull::new(base.cast()).expect("not null"),
-            len,
-            file,
-        })
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours and nobody holds a reference to it any more. It can only
-        // fail for a range that is not a mapping.
-        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
-    }
 }
 
 /// The machine's memory by offset, for engines: one compare bounds an access.
@@ -231,6 +206,14 @@ impl GuestMemory {
     /// # Errors
     /// If the regions can't be, or the host refuses.
     pub fn new(specs: &[RegionSpec]) -> Result<Arc<Self>, SetupError> {
+        Self::with_pages(specs, Pages::Plain)
+    }
+
+    /// As [`GuestMemory::new`], made of such host pages.
+    ///
+    /// # Errors
+    /// As [`GuestMemory::new`], and if huge pages are wanted where there are none.
+    pub fn with_pages(specs: &[RegionSpec], pages: Pages) -> Result<Arc<Self>, SetupError> {
         let mut regions = Vec::with_capacity(specs.len());
         let mut total = 0usize;
         for spec in specs {
@@ -255,12 +238,7 @@ impl GuestMemory {
         if regions.is_empty() || overlap {
             return Err(SetupError::Layout);
         }
-        let mapping = Mapping::new(total)
-            .map_err(|source| SetupError::Host {
-                bytes: total,
-                source,
-            })
-            .map(Arc::new)?;
+        let mapping = Arc::new(Mapping::new(total, pages)?);
         let ram = Ram {
             base: mapping.base,
             len: total,
@@ -286,6 +264,11 @@ impl GuestMemory {
     /// The file behind the memory, for sharing it with another process.
     pub fn file(&self) -> BorrowedFd<'_> {
         self.mapping.file.as_fd()
+    }
+
+    /// What host pages it is made of.
+    pub fn backing(&self) -> Backing {
+        self.mapping.backing
     }
 
     /// All regions, by ascending address.
@@ -324,7 +307,11 @@ impl GuestMemory {
                 Err(error) => return Err(error),
             };
             at = seek(&self.mapping.file, SeekFrom::Hole(start))?;
-            ranges.push(start as usize..at as usize);
+            // Behind the memory there may be the rest of a huge page.
+            let end = (at as usize).min(self.ram.len);
+            if (start as usize) < end {
+                ranges.push(start as usize..end);
+            }
         }
     }
 
@@ -546,6 +533,31 @@ mod tests {
                 matches!(GuestMemory::new(bad), Err(SetupError::Layout)),
                 "{bad:?}"
             );
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_in_memory_whatever_its_pages() {
+        const BYTES: usize = 0x20_3000;
+        let specs = [RegionSpec {
+            gpa: 0,
+            len: BYTES as u64,
+            kind: Kind::Ram,
+        }];
+        for pages in [Pages::Plain, Pages::Huge, Pages::HugeInParts] {
+            let memory = match GuestMemory::with_pages(&specs, pages) {
+                Ok(memory) => memory,
+                Err(SetupError::NoHugePages { .. }) => {
+                    eprintln!("skipped: the host has no huge pages to give ({pages:?})");
+                    continue;
+                }
+                Err(error) => panic!("{error}"),
+            };
+            let last = BYTES - 1;
+            memory.ram().write(last, &[1]);
+            let ranges = memory.written_ranges().unwrap();
+            assert!(ranges.iter().any(|range| range.contains(&last)));
+            assert!(ranges.iter().all(|range| range.end <= BYTES), "{ranges:?}");
         }
     }
 

@@ -16,10 +16,12 @@
 //! wants them.
 
 mod guest;
+mod mapping;
 mod raw;
 mod watch;
 
 pub use guest::{GuestMemory, Kind, OutOfRange, Ram, Region, RegionSpec, SetupError};
+pub use mapping::{Backing, Pages};
 pub use raw::Word;
 pub use watch::{PageWatch, WriteObserver};
 
