@@ -5,6 +5,8 @@
 //! vol. 2, chapter 2): registers are numbers as in ModRM, memory operands are a base with
 //! optional index, or a field of the [`Context`](crate::context::Context) through GS.
 
+use crate::context::spill_slot;
+
 /// A general-purpose register by its encoding: RAX 0, RCX 1, RDX 2, RBX 3, RSP 4, RBP 5, RSI 6,
 /// RDI 7, then R8 to R15.
 pub(crate) type Reg = u8;
@@ -514,6 +516,29 @@ impl Asm {
             self.byte(0x41);
         }
         self.byte(0x58 | reg & 7);
+    }
+
+    /// `jmp reg`.
+    pub(crate) fn jmp_register(&mut self, reg: Reg) {
+        if reg >= 8 {
+            self.byte(0x41);
+        }
+        self.byte(0xff);
+        self.byte(0xe0 | reg & 7);
+    }
+
+    /// Saves registers, one bit each, as the guest's.
+    pub(crate) fn spill(&mut self, registers: u16) {
+        for register in (0..16).filter(|r| registers >> r & 1 != 0) {
+            self.store_field(spill_slot(register), register);
+        }
+    }
+
+    /// Gives registers, one bit each, their guest values back.
+    pub(crate) fn restore(&mut self, registers: u16) {
+        for register in (0..16).filter(|r| registers >> r & 1 != 0) {
+            self.load_field(register, spill_slot(register));
+        }
     }
 
     /// `jmp gs:[field]`.

@@ -97,7 +97,8 @@ impl TranslatorVcpu {
         self.go_to(rip).or_else(|| self.left(0))
     }
 
-    /// Where the translation for `rip` begins, with all registers the guest's in the host's.
+    /// Where the translation for `rip` begins; the context has all registers of the guest as the
+    /// host's.
     fn go_to(&mut self, rip: u64) -> Option<u64> {
         self.core.set_access_flag(self.context.access_flag != 0);
         self.core.set_rip(rip);
@@ -109,8 +110,13 @@ impl TranslatorVcpu {
             return None;
         }
         let block = self.find(mode)?;
-        self.context.pc = rip;
-        self.store.entry(block)
+        let host = self.store.entry(block)?;
+        let context = &mut *self.context;
+        context.pc = rip;
+        for register in (0..16).filter(|r| mode.landing() >> r & 1 != 0) {
+            context.spilled[register] = context.host[register];
+        }
+        Some(host)
     }
 
     /// Takes the guest's registers, so that translated code can be left.
@@ -166,7 +172,7 @@ impl TranslatorVcpu {
                 self.store.entry(block)?
             }
         };
-        self.give_registers(0);
+        self.give_registers(mode.landing());
         self.context.pc = rip;
         Some(host)
     }

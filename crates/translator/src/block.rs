@@ -91,7 +91,8 @@ pub(crate) struct Block {
     pub(crate) key: Key,
     /// There is one if the block is one instruction with bytes in two pages.
     pub(crate) second: Option<Second>,
-    /// Offset in the cache of its first byte, where it is entered with all registers the guest's.
+    /// Offset in the cache of its first byte, where it is entered with the registers spilled that
+    /// [`Mode::landing`] says.
     pub(crate) entry: u32,
     /// Where it is entered with the registers in `scratch` spilled.
     pub(crate) inner: u32,

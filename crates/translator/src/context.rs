@@ -82,7 +82,7 @@ pub(crate) struct SecondLevel(pub(crate) [[SecondEntry; SECOND_ENTRIES]; TLB_VIE
 pub(crate) struct JumpEntry {
     /// Minus the guest address; 0 in an entry that is empty.
     pub(crate) tag: u64,
-    /// The host address.
+    /// The host address, where blocks are entered.
     pub(crate) host: u64,
 }
 

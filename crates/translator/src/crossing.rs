@@ -1,5 +1,8 @@
 //! SYSCALL and SYSRET between 64-bit code, without Rust code.
 //!
+//! They are reached as blocks are entered ([`LANDING`]), and enter one: RCX, R14 and R15 are
+//! spilled, and free for use.
+//!
 //! Only what translated code works with is changed at once: registers, flags, the selectors that
 //! code can read, and the mode, by going on at a block for the other one. CPL, CS and SS are in
 //! the interpreter; they follow when Rust code next looks, for which [`Crossing::crossed`] tells
@@ -10,10 +13,11 @@
 // UNSAFETY: naked functions. They touch the context, which GS points to while a vCPU runs, and
 // go on where a jump cache says or at a gate.
 
+use crate::asm::RCX;
 use crate::block::NO_SITE;
-use crate::context::{JumpEntry, field, jump_fields};
+use crate::context::{JumpEntry, field, jump_fields, spill_slot};
 use crate::gate::{self, Reason};
-use crate::mode::Mode;
+use crate::mode::{LANDING, Mode};
 use crate::vcpu::TranslatorVcpu;
 use std::arch::naked_asm;
 use x86::Rflags;
@@ -33,9 +37,8 @@ pub(crate) struct Crossing {
     syscall_refused: u32,
     /// If not 0, the interpreter executes SYSRET.
     sysret_refused: u32,
-    /// RAX and RDX during a crossing.
+    /// RAX during a crossing.
     rax: u64,
-    rdx: u64,
     /// Where SYSCALL goes.
     entry: u64,
     /// Selects the bits of RFLAGS that it leaves alone.
@@ -118,32 +121,41 @@ impl TranslatorVcpu {
     }
 }
 
-/// Sets the arithmetic flags to those in RAX. Changes RAX and RDX.
+/// Sets the arithmetic flags to those in RAX. Changes RAX and RCX.
 macro_rules! set_status {
     () => {
-        "mov edx, eax
-         shr edx, 11
-         and edx, 1
-         add dl, 0x7f
+        "mov ecx, eax
+         shr ecx, 11
+         and ecx, 1
+         add cl, 0x7f
          mov ah, al
          sahf"
     };
 }
 
-/// SYSCALL in 64-bit code at CPL 3, with all registers the guest's. The context has the return
-/// address in `target`, and in `argument` the site of the instruction.
+/// Leaves the instruction to the interpreter, which wants all registers.
+macro_rules! refuse {
+    () => {
+        "mov rcx, gs:[{spilled_rcx}]
+         mov r14, gs:[{spilled_r14}]
+         mov r15, gs:[{spilled_r15}]
+         mov dword ptr gs:[{reason}], {callout}
+         jmp {assist}"
+    };
+}
+
+const _: () = assert!(LANDING == 1 << RCX | 1 << 14 | 1 << 15, "what `refuse` loads");
+
+/// SYSCALL in 64-bit code at CPL 3. The context has the return address in `target`, and in
+/// `argument` the site of the instruction.
 #[unsafe(naked)]
 pub(crate) unsafe extern "C" fn syscall() {
     naked_asm!(
-        "mov gs:[{saved_rcx}], rcx
-         mov ecx, gs:[{refused}]
-         jrcxz 2f
-         mov rcx, gs:[{saved_rcx}]
-         mov dword ptr gs:[{reason}], {callout}
-         jmp {assist}
-         2:
+        "mov ecx, gs:[{refused}]
+         jrcxz 2f",
+        refuse!(),
+        "2:
          mov gs:[{rax}], rax
-         mov gs:[{rdx}], rdx
          lahf
          seto al
          movzx ecx, al
@@ -166,32 +178,32 @@ pub(crate) unsafe extern "C" fn syscall() {
          mov gs:[{cs_ss}], rcx
          mov dword ptr gs:[{crossed}], {to_kernel}
          inc dword ptr gs:[{made}]
-         mov rcx, gs:[{entry}]
-         mov gs:[{pc}], rcx
-         pext rdx, rcx, gs:[{jump_mask}]
-         shl rdx, {entry_shift}
-         add rdx, gs:[{jumps}]
-         add rcx, gs:[rdx + {tag}]
+         mov rcx, gs:[{target}]
+         mov gs:[{spilled_rcx}], rcx
+         mov r15, gs:[{entry}]
+         mov gs:[{pc}], r15
+         pext r14, r15, gs:[{jump_mask}]
+         shl r14, {entry_shift}
+         add r14, gs:[{jumps}]
+         add r15, gs:[r14 + {tag}]
          jne 4f
-         mov rcx, gs:[rdx + {host}]
-         3:
-         mov gs:[{jump}], rcx
-         mov rcx, gs:[{target}]",
+         mov r14, gs:[r14 + {host}]
+         3:",
         set_status!(),
         "mov rax, gs:[{rax}]
-         mov rdx, gs:[{rdx}]
-         jmp qword ptr gs:[{jump}]
+         jmp r14
          4:
          mov dword ptr gs:[{argument}], {no_site}
-         mov rcx, gs:[{miss}]
+         mov r14, gs:[{miss}]
          jmp 3b",
-        saved_rcx = const field!(saved_rcx),
         refused = const field!(crossing.syscall_refused),
+        spilled_rcx = const spill_slot(RCX),
+        spilled_r14 = const spill_slot(14),
+        spilled_r15 = const spill_slot(15),
         reason = const field!(reason),
         callout = const Reason::Callout as u32,
         assist = sym gate::assist,
         rax = const field!(crossing.rax),
-        rdx = const field!(crossing.rdx),
         other_flags = const field!(other_flags),
         kept = const field!(crossing.kept),
         interrupt_flag = const field!(interrupt_flag),
@@ -201,6 +213,7 @@ pub(crate) unsafe extern "C" fn syscall() {
         crossed = const field!(crossing.crossed),
         to_kernel = const TO_KERNEL,
         made = const field!(crossing.made),
+        target = const field!(target),
         entry = const field!(crossing.entry),
         pc = const field!(pc),
         jump_mask = const field!(jump_mask),
@@ -208,36 +221,28 @@ pub(crate) unsafe extern "C" fn syscall() {
         jumps = const field!(crossing.kernel_jumps),
         tag = const std::mem::offset_of!(JumpEntry, tag),
         host = const std::mem::offset_of!(JumpEntry, host),
-        jump = const field!(jump),
-        target = const field!(target),
         argument = const field!(argument),
         no_site = const NO_SITE as i32,
         miss = const field!(crossing.kernel_miss),
     )
 }
 
-/// SYSRET to 64-bit code, with all registers the guest's. The context has in `argument` the site
-/// of the instruction.
+/// SYSRET to 64-bit code. The context has in `argument` the site of the instruction.
 #[unsafe(naked)]
 pub(crate) unsafe extern "C" fn sysret() {
     naked_asm!(
-        "mov gs:[{saved_rcx}], rcx
-         mov gs:[{rax}], rax
-         mov gs:[{rdx}], rdx
-         pext rax, rcx, gs:[{upper_half}]
-         pext rdx, r11, gs:[{rare_flags}]
-         lea rax, [rax + rdx]
+        "mov r15, gs:[{spilled_rcx}]
+         pext r14, r15, gs:[{upper_half}]
+         pext rcx, r11, gs:[{rare_flags}]
+         lea r14, [r14 + rcx]
          mov ecx, gs:[{refused}]
-         lea rax, [rax + rcx]
+         lea r14, [r14 + rcx]
          mov ecx, gs:[{interrupt_waits}]
-         lea rcx, [rax + rcx]
-         jrcxz 2f
-         mov rax, gs:[{rax}]
-         mov rdx, gs:[{rdx}]
-         mov rcx, gs:[{saved_rcx}]
-         mov dword ptr gs:[{reason}], {callout}
-         jmp {assist}
-         2:
+         lea rcx, [r14 + rcx]
+         jrcxz 2f",
+        refuse!(),
+        "2:
+         mov gs:[{rax}], rax
          mov eax, r11d
          and eax, {interrupt}
          mov gs:[{interrupt_flag}], eax
@@ -246,28 +251,24 @@ pub(crate) unsafe extern "C" fn sysret() {
          mov rcx, gs:[{selectors}]
          mov gs:[{cs_ss}], rcx
          mov dword ptr gs:[{crossed}], {to_user}
-         mov rcx, gs:[{saved_rcx}]
-         mov gs:[{pc}], rcx
-         pext rdx, rcx, gs:[{jump_mask}]
-         shl rdx, {entry_shift}
-         add rcx, gs:[rdx + {tags}]
+         mov gs:[{pc}], r15
+         pext r14, r15, gs:[{jump_mask}]
+         shl r14, {entry_shift}
+         add r15, gs:[r14 + {tags}]
          jne 4f
-         mov rcx, gs:[rdx + {hosts}]
+         mov r14, gs:[r14 + {hosts}]
          3:
-         mov gs:[{jump}], rcx
-         mov rcx, gs:[{saved_rcx}]
          mov eax, r11d",
         set_status!(),
         "mov rax, gs:[{rax}]
-         mov rdx, gs:[{rdx}]
-         jmp qword ptr gs:[{jump}]
+         jmp r14
          4:
          mov dword ptr gs:[{argument}], {no_site}
-         mov rcx, gs:[{miss}]
+         mov r14, gs:[{miss}]
          jmp 3b",
-        saved_rcx = const field!(saved_rcx),
-        rax = const field!(crossing.rax),
-        rdx = const field!(crossing.rdx),
+        spilled_rcx = const spill_slot(RCX),
+        spilled_r14 = const spill_slot(14),
+        spilled_r15 = const spill_slot(15),
         upper_half = const field!(crossing.upper_half),
         rare_flags = const field!(crossing.rare_flags),
         refused = const field!(crossing.sysret_refused),
@@ -275,6 +276,7 @@ pub(crate) unsafe extern "C" fn sysret() {
         reason = const field!(reason),
         callout = const Reason::Callout as u32,
         assist = sym gate::assist,
+        rax = const field!(crossing.rax),
         interrupt = const INTERRUPT,
         interrupt_flag = const field!(interrupt_flag),
         access_flag = const field!(access_flag),
@@ -289,7 +291,6 @@ pub(crate) unsafe extern "C" fn sysret() {
         entry_shift = const ENTRY_SHIFT,
         tags = const USER_JUMPS.0,
         hosts = const USER_JUMPS.1,
-        jump = const field!(jump),
         argument = const field!(argument),
         no_site = const NO_SITE as i32,
         miss = const field!(crossing.user_miss),

@@ -1,7 +1,8 @@
 //! From a plan to host code.
 //!
 //! A block is, in the cache:
-//! 1. its *entry*: spills the registers that the block takes, and notes the page it runs in;
+//! 1. its *entry*, where [`Mode::landing`](crate::mode::Mode::landing) says which registers are
+//!    spilled: spills the others that the block takes, and notes the page it runs in;
 //! 2. its *inner* part, where linked blocks that have spilled enter: the instructions;
 //! 3. cold code: what happens on TLB misses, and exits that are not linked; it may end in that of
 //!    another block.
@@ -15,7 +16,7 @@ mod window;
 
 use crate::asm::{Asm, EQUAL, Mem, NOT_EQUAL, RCX, Reg, Width};
 use crate::block::{BlockId, Exit, KeyHasher, NO_SITE, Site};
-use crate::context::{JUMP_CACHES, field, spill_slot};
+use crate::context::{JUMP_CACHES, field};
 use crate::plan::{Class, Insn, Plan};
 use crate::refill::Refills;
 use iced_x86::{Encoder, Instruction, OpKind, Register};
@@ -26,10 +27,10 @@ use std::hash::BuildHasherDefault;
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Gates {
     pub(crate) link: usize,
-    /// For each jump cache: where the second one is asked.
+    /// For each jump cache: where the second one is asked, entered as blocks are
+    /// ([`Mode::landing`](crate::mode::Mode::landing)).
     pub(crate) indirect: [usize; JUMP_CACHES],
-    /// For each jump cache: where it is asked for the context's `pc`, with all registers the
-    /// guest's.
+    /// For each jump cache: where it is asked for the context's `pc`, likewise.
     pub(crate) address: [usize; JUMP_CACHES],
     pub(crate) callout: usize,
     /// Where Rust code is asked for the page of an access.
@@ -147,6 +148,9 @@ pub(crate) struct Emitter<'a> {
     site_insns: Vec<usize>,
     exits: Vec<Exit>,
     vectors_checked: bool,
+    /// By how much the guest's RSP is ahead of the register: what pushes and pops in a row have
+    /// put off.
+    stack_ahead: i32,
     /// Constants that instructions read: where the displacement is, and the value.
     literals: Vec<(usize, u64)>,
 }
@@ -183,6 +187,7 @@ impl<'a> Emitter<'a> {
             exits: room.exits,
             // A jail has them whenever it runs.
             vectors_checked: plan.mode.is_windowed(),
+            stack_ahead: 0,
             literals: Vec::new(),
         }
     }
@@ -196,6 +201,7 @@ impl<'a> Emitter<'a> {
             self.insns.push((self.asm.here() as u32, insn.at));
             self.instruction(number, insn);
         }
+        self.settle_stack();
         if !plan.is_closed {
             let next = plan.insns.last().map_or(0, Insn::next);
             self.insns.push((self.asm.here() as u32, next));
@@ -222,31 +228,23 @@ impl<'a> Emitter<'a> {
     }
 
     fn entry(&mut self) {
-        for register in 0..16 {
-            if self.plan.scratch_mask() >> register & 1 != 0 {
-                self.asm.store_field(spill_slot(register), register);
-            }
+        let (landing, scratch) = (self.plan.mode.landing(), self.plan.scratch_mask());
+        if self.plan.mode.is_relocatable() {
+            let at = i32::from(self.plan.insns[0].at);
+            self.asm.load_field(RCX, field!(pc));
+            self.asm.lea(RCX, Mem::base(RCX, -at));
+            self.asm.store_field(field!(page), RCX);
         }
-        if !self.plan.mode.is_relocatable() {
-            return;
-        }
-        let at = i32::from(self.plan.insns[0].at);
-        let taken = self.plan.scratch.first().copied();
-        let register = taken.unwrap_or(RCX);
-        if taken.is_none() {
-            self.asm.store_field(field!(saved_rcx), RCX);
-        }
-        self.asm.load_field(register, field!(pc));
-        self.asm.lea(register, Mem::base(register, -at));
-        self.asm.store_field(field!(page), register);
-        if taken.is_none() {
-            self.asm.load_field(RCX, field!(saved_rcx));
-        }
+        self.asm.restore(landing & !scratch);
+        self.asm.spill(scratch & !landing);
     }
 
     fn instruction(&mut self, number: usize, insn: &Insn) {
         if self.plan.mode.is_windowed() && self.plain(number, insn) {
             return;
+        }
+        if !self.may_leave_stack(number, insn) {
+            self.settle_stack();
         }
         match insn.class {
             Class::Nothing => {}
@@ -376,7 +374,8 @@ impl<'a> Emitter<'a> {
 
     fn finish_sites(&mut self) {
         for (site, number) in self.sites.iter_mut().zip(&self.site_insns) {
-            if !self.plan.insns[*number].class.closes() {
+            // Behind a leader the code takes for granted that its check was made.
+            if !self.plan.insns[*number].class.closes() && !self.plan.is_leader(*number) {
                 site.next = Some(self.insns[number + 1].0);
             }
         }
@@ -408,7 +407,7 @@ impl<'a> Emitter<'a> {
                 if returns_rcx {
                     self.asm.load_field(RCX, field!(saved_rcx));
                 }
-                self.restore(spilled);
+                self.asm.restore(spilled);
                 self.asm.jmp(gate);
             }
             Tail::Miss { linear, gate } => {
@@ -423,15 +422,6 @@ impl<'a> Emitter<'a> {
         let argument = self.argument(place);
         self.asm.store_field_imm(field!(argument), argument);
         self.asm.jmp(gate);
-    }
-
-    /// Gives the registers in `registers` their guest values back.
-    fn restore(&mut self, registers: u16) {
-        for register in 0..16 {
-            if registers >> register & 1 != 0 {
-                self.asm.load_field(register, spill_slot(register));
-            }
-        }
     }
 
     fn cold_code(&mut self) {

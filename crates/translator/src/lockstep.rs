@@ -218,7 +218,7 @@ impl TranslatorVcpu {
                 wrong = (dead.flags ^ start.rflags) & STATUS_FLAGS;
             }
         }
-        let mut stop = self.run_alone(entry)?;
+        let mut stop = self.run_alone(entry, key.mode)?;
         if let End::Before(number) = stop.end {
             // What the instruction does not read was dead before the block.
             stop.live &= !(wrong & !recipe.steps[number].touched);
@@ -239,13 +239,13 @@ impl TranslatorVcpu {
         Ok(())
     }
 
-    /// Executes the translation at `entry` until it is left.
-    fn run_alone(&mut self, entry: u32) -> Result<Stop, Exit> {
+    /// Executes the translation at `entry`, which is of `mode`, until it is left.
+    fn run_alone(&mut self, entry: u32, mode: Mode) -> Result<Stop, Exit> {
         self.context.pc = self.core.rip();
         let lockstep = self.lockstep.as_mut().expect("this is lock-step");
         lockstep.stop = None;
         lockstep.strings_at = None;
-        self.enter(&Entry::block(entry));
+        self.enter(&Entry::block(entry, mode));
         self.take_crossing();
         if Reason::new(self.context.reason) == Reason::Fault {
             let at = self.take_fault()?;

@@ -1,5 +1,6 @@
 //! What a translation depends on besides the code bytes.
 
+use crate::asm::RCX;
 use bitflags::bitflags;
 use interpreter::View;
 
@@ -33,6 +34,9 @@ bitflags! {
         const FSGSBASE = 1 << 11;
     }
 }
+
+/// [`Mode::landing`] outside of windows: RCX, R14 and R15.
+pub(crate) const LANDING: u16 = 1 << RCX | 1 << 14 | 1 << 15;
 
 impl Mode {
     /// The mode in which code runs now; `None` if it must be interpreted.
@@ -112,6 +116,16 @@ impl Mode {
     /// Whether accesses are made at the guest's own addresses.
     pub(crate) fn is_windowed(self) -> bool {
         self.contains(Self::WINDOW)
+    }
+
+    /// Registers that are spilled where a block is entered, one bit each: of little use to a
+    /// guest, or taken by nearly every block.
+    pub(crate) const fn landing(self) -> u16 {
+        if self.contains(Self::WINDOW) {
+            0
+        } else {
+            LANDING
+        }
     }
 
     /// Whether this is 32-bit code.

@@ -10,7 +10,7 @@ pub(crate) use groups::{Base, Group, Use};
 use crate::asm::{RCX, RSP, Reg};
 use crate::mode::Mode;
 use crate::store::PAGE;
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, RflagsBits};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, RflagsBits};
 
 /// The most bytes of an instruction (SDM vol. 2, 2.3.11).
 pub(crate) const INSTRUCTION_BYTES: usize = 15;
@@ -213,8 +213,12 @@ impl Plan {
         };
         for insn in self.insns.iter_mut().rev() {
             if !insn.class.is_native() && !matches!(insn.class, Class::Jump(_)) {
-                live = STATUS;
-                insn.flags_live = true;
+                live = if loads_flags(&insn.instruction) {
+                    0
+                } else {
+                    STATUS
+                };
+                insn.flags_live = live != 0;
                 insn.live = live;
                 continue;
             }
@@ -228,6 +232,12 @@ impl Plan {
             insn.live = live;
         }
         self.flags_live = live != 0;
+    }
+
+    /// Whether instruction `number` makes a check that it shares.
+    pub(crate) fn is_leader(&self, number: usize) -> bool {
+        let shared = self.insns[number].shared;
+        shared.is_some_and(|shared| self.groups[shared.group].leader == number)
     }
 
     /// Registers whose values are not the guest's between two instructions, one bit each.
@@ -264,30 +274,52 @@ pub(crate) fn straddles(code: &[u8], mode: Mode) -> bool {
 /// tells. Only code of this very page may be looked at: another page can be another one next time.
 pub(crate) fn live_at(page: &[u8], target: i64, mode: Mode) -> u32 {
     const FAR_ENOUGH: usize = 16;
-    let Some(code) = usize::try_from(target).ok().and_then(|t| page.get(t..)) else {
+    let Some(start) = usize::try_from(target).ok().filter(|t| *t < page.len()) else {
         return STATUS;
     };
     let bitness = if mode.is_32bit() { 32 } else { 64 };
-    let mut decoder = Decoder::with_ip(bitness, code, 0, DecoderOptions::NONE);
+    let mut decoder = Decoder::new(bitness, page, DecoderOptions::NONE);
     let mut open = STATUS;
+    let mut position = start;
     for _ in 0..FAR_ENOUGH {
-        if !decoder.can_decode() {
+        // What follows an instruction, or a jump in the page.
+        if decoder.set_position(position).is_err() || !decoder.can_decode() {
             break;
         }
+        decoder.set_ip(position as u64);
         let instruction = decoder.decode();
-        if instruction.is_invalid()
-            || instruction.flow_control() != iced_x86::FlowControl::Next
-            || instruction.rflags_read() & open != 0
-            || instruction.is_privileged()
-        {
+        if instruction.is_invalid() || instruction.rflags_read() & open != 0 {
             break;
         }
+        if loads_flags(&instruction) {
+            return 0;
+        }
+        position = match instruction.flow_control() {
+            FlowControl::Next if !is_for_interpreter(&instruction, mode) => decoder.position(),
+            FlowControl::UnconditionalBranch => instruction.near_branch_target() as usize,
+            _ => break,
+        };
         open &= !killed(&instruction);
         if open == 0 {
             return 0;
         }
     }
     open
+}
+
+/// Whether `instruction` replaces all arithmetic flags by what memory or R11 holds.
+fn loads_flags(instruction: &Instruction) -> bool {
+    use iced_x86::Mnemonic as M;
+    matches!(
+        instruction.mnemonic(),
+        M::Sysretq | M::Sysret | M::Iretq | M::Iretd | M::Popfq | M::Popfd
+    )
+}
+
+/// Whether the program may not execute `instruction` by itself.
+fn is_for_interpreter(instruction: &Instruction, mode: Mode) -> bool {
+    let is_inline = matches!(instruction.mnemonic(), iced_x86::Mnemonic::Swapgs);
+    instruction.is_privileged() && (mode.contains(Mode::USER) || !is_inline)
 }
 
 /// The arithmetic flags that `instruction` overwrites whatever its operands are.

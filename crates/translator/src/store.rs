@@ -6,13 +6,13 @@ use crate::block::{
     Second,
 };
 use crate::code_memory::CodeMemory;
-use crate::context::{Context, JUMP_CACHES, field, jump_fields, spill_slot};
+use crate::context::{Context, JUMP_CACHES, field, jump_fields};
 use crate::crossing;
 use crate::emit::{Emitted, Emitter, Gates, Tails};
 use crate::gate::{self, Reason};
 use crate::lockstep::Recipe;
 use crate::lookup::{Lookup, SECOND_ROTATION};
-use crate::mode::Mode;
+use crate::mode::{LANDING, Mode};
 use crate::perf_map::PerfMap;
 use crate::plan::{Classifier, Insn, Plan};
 use crate::refill::{self, Refills};
@@ -99,7 +99,7 @@ impl Store {
         context.syscall_gate = crossing::syscall as *const () as u64;
         context.sysret_gate = crossing::sysret as *const () as u64;
         let map = perf_map.then(|| PerfMap::of(std::process::id()));
-        let mut store = Self::create(memory, 0, context)?;
+        let mut store = Self::create(memory, 0, LANDING, context)?;
         store.perf_maps.extend(map.transpose()?);
         Ok(store)
     }
@@ -150,11 +150,17 @@ impl Store {
         // Where it is there already nothing changes: the jail's second thread is in it.
         memory.write(0, stub);
         context.assist_gate = memory.address(ask) as u64;
-        Self::create(memory, stub.len(), context)
+        Self::create(memory, stub.len(), Mode::WINDOW.landing(), context)
     }
 
     /// A store in `memory`, the first `taken` bytes of which are in use.
-    fn create(mut memory: CodeMemory, taken: usize, context: &mut Context) -> io::Result<Self> {
+    /// [`Mode::landing`] is `landing` for all of its blocks.
+    fn create(
+        mut memory: CodeMemory,
+        taken: usize,
+        landing: u16,
+        context: &mut Context,
+    ) -> io::Result<Self> {
         let begin = taken.next_multiple_of(ALIGNMENT);
         let mut asm = Asm::new(begin, Vec::new());
         let mut trampoline = |reason: Option<Reason>, gate: i32| {
@@ -174,18 +180,22 @@ impl Store {
             refill: Refills::default(),
             vectors: trampoline(None, field!(vectors_gate)),
         };
-        let unknown = trampoline(Some(Reason::Indirect), field!(assist_gate));
+        let indirect = trampoline(Some(Reason::Indirect), field!(assist_gate));
         let miss = trampoline(Some(Reason::Memory), field!(assist_gate));
         gates.miss = miss;
         gates.refill = refill::emit(&mut asm, memory.address(0), miss);
+        let unknown = asm.here();
+        asm.restore(landing);
+        asm.jmp(indirect);
         for (slot, gate) in gates.indirect.iter_mut().enumerate() {
             *gate = asm.here();
-            ask_cache(&mut asm, JUMP_CACHES + slot, Some(SECOND_ROTATION), unknown);
+            let table = JUMP_CACHES + slot;
+            ask_cache(&mut asm, landing, table, Some(SECOND_ROTATION), unknown);
         }
         for (slot, gate) in gates.address.iter_mut().enumerate() {
             *gate = asm.here();
             asm.store_field_imm(field!(argument), NO_SITE);
-            ask_cache(&mut asm, slot, None, gates.indirect[slot]);
+            ask_cache(&mut asm, landing, slot, None, gates.indirect[slot]);
         }
         let user_miss = memory.address(gates.indirect[Mode::USER.slot()]);
         context.crossing.set_up(user_miss as u64);
@@ -382,16 +392,8 @@ impl Store {
                     exit.unlinked as usize,
                 );
             }
-            for register in 0..16 {
-                if restored >> register & 1 != 0 {
-                    asm.load_field(register, spill_slot(register));
-                }
-            }
-            for register in 0..16 {
-                if spilled >> register & 1 != 0 {
-                    asm.store_field(spill_slot(register), register);
-                }
-            }
+            asm.restore(restored);
+            asm.spill(spilled);
             asm.jmp(target.inner as usize);
             self.memory.write(self.used, &asm.code);
             destination = self.used;
@@ -412,13 +414,12 @@ impl Store {
             return;
         }
         let mut asm = Asm::new(self.used, Vec::new());
-        for register in 0..16 {
-            if source.scratch >> register & 1 != 0 {
-                asm.load_field(register, spill_slot(register));
-            }
-        }
-        asm.store_field(field!(saved_rcx), RCX);
         let mode = source.key.mode;
+        asm.restore(source.scratch & !mode.landing());
+        asm.spill(mode.landing() & !source.scratch);
+        if mode.is_windowed() {
+            asm.store_field(field!(saved_rcx), RCX);
+        }
         if mode.is_relocatable() {
             asm.load_field(RCX, field!(page));
         } else {
@@ -432,7 +433,9 @@ impl Store {
             asm.lea(RCX, target);
         }
         asm.store_field(field!(pc), RCX);
-        asm.load_field(RCX, field!(saved_rcx));
+        if mode.is_windowed() {
+            asm.load_field(RCX, field!(saved_rcx));
+        }
         asm.jmp(self.gates.address[exit.mode.slot()]);
         let jump = exit.jump as usize;
         let displacement = relative(jump, self.used);
@@ -485,34 +488,28 @@ impl Store {
     }
 }
 
-/// Goes to the context's `pc` if the jump cache `table` has it, else to `unknown`. All registers are
-/// the guest's. The index is the address, or its sum with itself rotated.
-fn ask_cache(asm: &mut Asm, table: usize, rotation: Option<u8>, unknown: usize) {
-    const RAX: Reg = 0;
-    const RDX: Reg = 2;
+/// Goes to the context's `pc` if the jump cache `table` has it, else to `unknown`. The registers in
+/// `landing` are spilled, here and there. The index is the address, or its sum with itself rotated.
+fn ask_cache(asm: &mut Asm, landing: u16, table: usize, rotation: Option<u8>, unknown: usize) {
+    const R14: Reg = 14;
+    const R15: Reg = 15;
+    let taken = LANDING & !landing;
     let (tags, hosts) = jump_fields(table);
-    let restore = |asm: &mut Asm| {
-        asm.load_field(RCX, field!(saved_rcx));
-        asm.load_field(RAX, field!(saved_other));
-        asm.load_field(RDX, field!(target));
-    };
-    asm.store_field(field!(saved_rcx), RCX);
-    asm.store_field(field!(saved_other), RAX);
-    asm.store_field(field!(target), RDX);
-    asm.load_field(RDX, field!(pc));
+    asm.spill(taken);
+    asm.load_field(R15, field!(pc));
     match rotation {
         Some(count) => {
-            asm.rotate_right(RAX, RDX, count);
-            asm.lea(RAX, Mem::sum(RAX, RDX, 0));
-            asm.pext(RAX, RAX, field!(jump_mask));
+            asm.rotate_right(R14, R15, count);
+            asm.lea(R14, Mem::sum(R14, R15, 0));
+            asm.pext(R14, R14, field!(jump_mask));
         }
-        None => asm.pext(RAX, RDX, field!(jump_mask)),
+        None => asm.pext(R14, R15, field!(jump_mask)),
     }
-    asm.lea(RAX, Mem::sum(RAX, RAX, 0));
-    asm.load_gs(RCX, Mem::scaled(RAX, 3, tags));
-    asm.lea(RCX, Mem::sum(RCX, RDX, 0));
+    asm.lea(R14, Mem::sum(R14, R14, 0));
+    asm.load_gs(RCX, Mem::scaled(R14, 3, tags));
+    asm.lea(RCX, Mem::sum(RCX, R15, 0));
     let hit = asm.jrcxz();
-    restore(asm);
+    asm.restore(taken);
     asm.jmp(unknown);
     asm.land(hit);
     if rotation.is_some() {
@@ -520,9 +517,12 @@ fn ask_cache(asm: &mut Asm, table: usize, rotation: Option<u8>, unknown: usize) 
         asm.lea(RCX, Mem::base(RCX, 1));
         asm.store_field(field!(second_hits), RCX);
     }
-    asm.load_gs(RCX, Mem::scaled(RAX, 3, hosts));
+    asm.load_gs(RCX, Mem::scaled(R14, 3, hosts));
+    if taken == 0 {
+        return asm.jmp_register(RCX);
+    }
     asm.store_field(field!(jump), RCX);
-    restore(asm);
+    asm.restore(taken);
     asm.jmp_field(field!(jump));
 }
 

@@ -74,11 +74,11 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// The beginning of a block.
-    pub(crate) fn block(position: u32) -> Self {
+    /// The beginning of a block of `mode`.
+    pub(crate) fn block(position: u32, mode: Mode) -> Self {
         Self {
             position,
-            scratch: 0,
+            scratch: mode.landing(),
             vectors: false,
         }
     }
@@ -302,9 +302,9 @@ impl TranslatorVcpu {
     /// Runs translated code from `block` on, which is that for RIP, until something has to be
     /// looked at.
     pub(crate) fn run_from(&mut self, block: BlockId) -> Result<(), Exit> {
-        let entry = self.store.block(block).map_or(0, |b| b.entry);
+        let block = self.store.block(block).expect("a block that was found");
         self.context.pc = self.core.rip();
-        let mut next = Some(Entry::block(entry));
+        let mut next = Some(Entry::block(block.entry, block.key.mode));
         while let Some(entry) = next {
             self.enter(&entry);
             next = self.leave()?;
@@ -382,7 +382,7 @@ impl TranslatorVcpu {
                 self.store
                     .drop_blocks(stale.as_slice(), &mut self.lookup, context);
                 let before = taken.and_then(|t| self.store.block(t.from));
-                let before = before.map_or(0, |b| b.scratch);
+                let before = before.map_or(mode.landing(), |b| b.scratch);
                 let block = self.translate(key, linear, page.global, before)?;
                 if self.windows.is_active() {
                     self.expect_jumps(block, rip, mode);

@@ -333,7 +333,7 @@ impl Block {
     pub(crate) fn boundary(&self, memory: &CodeMemory, position: u32) -> Option<(u16, u16)> {
         let wanted = position - self.entry;
         if wanted == 0 {
-            return Some(((self.key.offset % PAGE) as u16, 0));
+            return Some(((self.key.offset % PAGE) as u16, self.key.mode.landing()));
         }
         let len = usize::from(self.record.insns) * INSN;
         let insns = memory.bytes(self.insns_at(), len).chunks_exact(INSN);

@@ -3,7 +3,7 @@
 use super::{Cold, Emitter, Tail, full_width};
 use crate::asm::{Mem, RCX, Reg};
 use crate::block::Exit;
-use crate::context::{field, jump_fields, spill_slot};
+use crate::context::{field, jump_fields};
 use crate::mode::Mode;
 use crate::plan::{Access, Insn};
 use iced_x86::{Code, OpKind};
@@ -75,29 +75,31 @@ impl Emitter<'_> {
     /// whose effects must then be undone, raises #GP.
     pub(super) fn indirect(&mut self, site: Option<u8>) {
         let (t0, t1) = (self.temporary(0), self.temporary(1));
-        let (tags, hosts) = jump_fields(self.plan.mode.slot());
-        let last = 1 << t0 | 1 << t1 | 1 << RCX;
-        if self.plan.mode.is_windowed() {
+        let mode = self.plan.mode;
+        let (tags, hosts) = jump_fields(mode.slot());
+        let (taken, landing) = (1 << t0 | 1 << t1, mode.landing());
+        if mode.is_windowed() {
             // The first one has the target.
             self.take_temporary(1);
+            self.borrow_rcx();
         }
-        self.restore(self.plan.scratch_mask() & !last);
+        let spilled = self.plan.scratch_mask();
+        self.asm.restore(spilled & !landing & !taken);
+        self.asm.spill(landing & !spilled);
         // Only blocks that do not know their address want to be told.
-        let tells = self.plan.mode.contains(Mode::USER);
+        let tells = mode.contains(Mode::USER);
         if tells {
             self.asm.store_field(field!(pc), t0);
         }
         self.asm.pext(t1, t0, field!(jump_mask));
         self.asm.lea(t1, Mem::sum(t1, t1, 0));
-        self.borrow_rcx();
         self.asm.load_gs(RCX, Mem::scaled(t1, 3, tags));
         self.asm.lea(RCX, Mem::sum(RCX, t0, 0));
         let hit = self.asm.jrcxz();
-        let rcx_free = self.plan.rcx_free;
         let ask_second = Tail::Leave {
-            spilled: 1 << t0 | 1 << t1 | u16::from(rcx_free) << RCX,
-            returns_rcx: !rcx_free,
-            gate: self.gates.indirect[self.plan.mode.slot()],
+            spilled: taken & !landing,
+            returns_rcx: mode.is_windowed(),
+            gate: self.gates.indirect[mode.slot()],
         };
         if !tells {
             self.asm.store_field(field!(pc), t0);
@@ -105,9 +107,16 @@ impl Emitter<'_> {
         self.end(ask_second, site);
         self.asm.land(hit);
         self.asm.load_gs(RCX, Mem::scaled(t1, 3, hosts));
-        self.asm.store_field(field!(jump), RCX);
-        self.leave_registers(t0, t1);
-        self.asm.jmp_field(field!(jump));
+        if mode.is_windowed() {
+            self.asm.store_field(field!(jump), RCX);
+            self.return_rcx();
+        }
+        self.asm.restore(taken & !landing);
+        if mode.is_windowed() {
+            self.asm.jmp_field(field!(jump));
+        } else {
+            self.asm.jmp_register(RCX);
+        }
     }
 
     /// A site for an instruction that has moved RSP by `moved` bytes.
@@ -115,15 +124,6 @@ impl Emitter<'_> {
         let site = self.site(number, insn, 0, false);
         self.sites[usize::from(site)].moved = moved;
         site
-    }
-
-    fn leave_registers(&mut self, t0: Reg, t1: Reg) {
-        if self.plan.rcx_free {
-            self.asm.load_field(RCX, spill_slot(RCX));
-        } else {
-            self.return_rcx();
-        }
-        self.restore(1 << t0 | 1 << t1);
     }
 
     /// Jcc.

@@ -116,6 +116,7 @@ impl Emitter<'_> {
             stack_disp(insn)
         };
         Some(match group.base {
+            Base::Register(RSP) => Mem::sum(RSP, register, disp + self.stack_ahead),
             Base::Register(base) => Mem::sum(base, register, disp),
             _ => Mem::base(register, disp),
         })
@@ -467,7 +468,7 @@ impl Emitter<'_> {
             self.asm
                 .store_imm(width, mem, instruction.immediate(0) as i32);
         }
-        self.move_stack(-self.slot_bytes());
+        self.put_off(insn, -self.slot_bytes());
     }
 
     /// PUSH of memory.
@@ -489,7 +490,7 @@ impl Emitter<'_> {
         let register = insn.instruction.op0_register().full_register().number() as Reg;
         self.asm.load(width, register, mem);
         if register != RSP {
-            self.move_stack(self.slot_bytes());
+            self.put_off(insn, self.slot_bytes());
         }
     }
 
@@ -508,9 +509,51 @@ impl Emitter<'_> {
         if self.plan.mode.is_32bit() { 4 } else { 8 }
     }
 
+    /// Whether `insn` may come while RSP is not what the guest thinks: it makes nobody look at
+    /// RSP, and knows of it or does not use it.
+    pub(super) fn may_leave_stack(&self, number: usize, insn: &Insn) -> bool {
+        use iced_x86::Mnemonic as M;
+        let mnemonic = insn.instruction.mnemonic();
+        match insn.class {
+            Class::Nothing => true,
+            // Nothing that divides, or works on vectors, may raise what it likes.
+            Class::Copy if insn.uses & 1 << RSP == 0 => matches!(
+                mnemonic,
+                M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Lea | M::Test | M::Cmp | M::Xor
+            ),
+            Class::Push | Class::Pop => {
+                let names_stack = insn.instruction.op0_register().full_register() == Register::RSP;
+                !names_stack && self.is_behind_leader(number, insn)
+            }
+            Class::Call(_) | Class::Return(_) => self.is_behind_leader(number, insn),
+            _ => false,
+        }
+    }
+
+    fn is_behind_leader(&self, number: usize, insn: &Insn) -> bool {
+        insn.shared.is_some() && !self.plan.is_leader(number)
+    }
+
+    /// Adds to RSP after a push or a pop; later, if its check was made already or is shared with
+    /// what follows.
+    fn put_off(&mut self, insn: &Insn, bytes: i32) {
+        if insn.shared.is_some() {
+            self.stack_ahead += bytes;
+        } else {
+            self.move_stack(bytes);
+        }
+    }
+
+    /// Makes RSP the guest's.
+    pub(super) fn settle_stack(&mut self) {
+        if self.stack_ahead != 0 {
+            self.move_stack(0);
+        }
+    }
+
     /// Adds to RSP, and leaves the flags alone.
     pub(super) fn move_stack(&mut self, bytes: i32) {
-        let mem = Mem::base(RSP, bytes);
+        let mem = Mem::base(RSP, bytes + std::mem::take(&mut self.stack_ahead));
         if self.plan.mode.is_32bit() {
             self.asm.lea32(RSP, mem);
         } else {

@@ -158,7 +158,7 @@ impl Emitter<'_> {
     /// Ends what [`Emitter::take_temporary`] began for both, in a window.
     fn return_temporaries(&mut self) {
         if self.plan.mode.is_windowed() {
-            self.restore(1 << self.temporary(0) | 1 << self.temporary(1));
+            self.asm.restore(1 << self.temporary(0) | 1 << self.temporary(1));
         }
     }
 
@@ -208,7 +208,9 @@ impl Emitter<'_> {
 
     fn cross(&mut self, number: usize, insn: &Insn, gate: i32) {
         let site = self.site(number, insn, 0, false);
-        self.restore(self.plan.scratch_mask());
+        let (landing, spilled) = (self.plan.mode.landing(), self.plan.scratch_mask());
+        self.asm.restore(spilled & !landing);
+        self.asm.spill(landing & !spilled);
         let argument = self.argument(site);
         self.asm.store_field_imm(field!(argument), argument);
         self.asm.jmp_field(gate);

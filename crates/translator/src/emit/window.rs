@@ -4,7 +4,7 @@
 use super::Emitter;
 use super::relocated;
 use crate::asm::{Mem, Reg};
-use crate::context::{field, spill_slot};
+use crate::context::field;
 use crate::plan::{Class, Insn};
 use iced_x86::{Code, Instruction, MemoryOperand, OpKind, Register};
 
@@ -65,13 +65,13 @@ impl Emitter<'_> {
         let t0 = self.temporary(0);
         self.load_relative(t0, &insn.instruction);
         self.encode(&relocated(&insn.instruction, Mem::base(t0, 0)));
-        self.restore(1 << t0);
+        self.asm.restore(1 << t0);
     }
 
     /// Saves what the guest has in temporary `n`, in a window.
     pub(super) fn take_temporary(&mut self, n: usize) {
         let register = self.temporary(n);
-        self.asm.store_field(spill_slot(register), register);
+        self.asm.spill(1 << register);
     }
 
     fn load_relative(&mut self, to: Reg, instruction: &Instruction) {
