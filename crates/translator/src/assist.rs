@@ -192,7 +192,8 @@ impl TranslatorVcpu {
             // It raises #GP, and must leave no dirty bit.
             return None;
         }
-        if fits && let Some(page) = self.core.data_page(linear, site.write) {
+        let page = fits.then(|| self.core.data_page(linear, site.write && !site.if_dirty));
+        if let Some(page) = page.flatten().filter(|p| p.writable || !site.write) {
             let page = self.permit(view, linear, site.write, &page);
             let (lookup, context) = (&mut self.lookup, &mut self.context);
             if site.gs_page && !lookup.fill_gs_page(context, view, page, site.write) {

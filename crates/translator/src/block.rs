@@ -37,6 +37,8 @@ pub(crate) struct Site {
     /// Bytes of the access, or of the range that a shared check covers.
     pub(crate) size: u16,
     pub(crate) write: bool,
+    /// Whether only a page that is dirty already passes: a check for writes that may not be made.
+    pub(crate) if_dirty: bool,
     /// The alignment without which the access, a write, raises #GP; 1 if none.
     pub(crate) alignment: u8,
     /// Where the access is in that range.

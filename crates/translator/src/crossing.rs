@@ -144,7 +144,10 @@ macro_rules! refuse {
     };
 }
 
-const _: () = assert!(LANDING == 1 << RCX | 1 << 14 | 1 << 15, "what `refuse` loads");
+const _: () = assert!(
+    LANDING == 1 << RCX | 1 << 14 | 1 << 15,
+    "what `refuse` loads"
+);
 
 /// SYSCALL in 64-bit code at CPL 3. The context has the return address in `target`, and in
 /// `argument` the site of the instruction.

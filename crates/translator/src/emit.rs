@@ -203,9 +203,9 @@ impl<'a> Emitter<'a> {
         }
         self.settle_stack();
         if !plan.is_closed {
-            let next = plan.insns.last().map_or(0, Insn::next);
+            let (last, next) = plan.insns.last().map_or((0, 0), |i| (i.at, i.next()));
             self.insns.push((self.asm.here() as u32, next));
-            self.go(next.into());
+            self.go(last, next.into());
         }
         self.finish_sites();
         let cold = self.asm.here() as u32;
@@ -256,7 +256,7 @@ impl<'a> Emitter<'a> {
             Class::Leave => self.leave(number, insn),
             Class::Call(target) => self.call(number, insn, target),
             Class::CallIndirect => self.call_indirect(number, insn),
-            Class::Jump(target) => self.go(target),
+            Class::Jump(target) => self.go(insn.at, target),
             Class::JumpIndirect => self.jump_indirect(number, insn),
             Class::Branch(target) => self.branch(insn, target),
             Class::Count(target) => self.count(insn, target),
@@ -358,6 +358,7 @@ impl<'a> Emitter<'a> {
             at: insn.at,
             size,
             write,
+            if_dirty: false,
             alignment: memory::alignment(&insn.instruction),
             skew: 0,
             vectors: self.vectors_checked,

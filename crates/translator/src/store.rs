@@ -187,6 +187,11 @@ impl Store {
         let unknown = asm.here();
         asm.restore(landing);
         asm.jmp(indirect);
+        // Code that finds an entry may not have told where it goes.
+        let zero = asm.here();
+        asm.store_field_imm(field!(pc), 0);
+        asm.store_field_imm(field!(pc) + 4, 0);
+        asm.jmp(unknown);
         for (slot, gate) in gates.indirect.iter_mut().enumerate() {
             *gate = asm.here();
             let table = JUMP_CACHES + slot;
@@ -202,9 +207,9 @@ impl Store {
         let first = asm.here().next_multiple_of(ALIGNMENT);
         memory.write(begin, &asm.code);
         let records = memory.capacity();
-        // Entry 0 matches address 0, and everything while somebody rings.
+        // Entry 0, the only one that is asked while somebody rings, is empty and matches address 0.
         for cache in &mut context.jumps {
-            cache[0].host = memory.address(unknown) as u64;
+            cache[0].host = memory.address(zero) as u64;
         }
         Ok(Self {
             memory,

@@ -169,6 +169,7 @@ fn pack_site(room: &mut Vec<u8>, site: &Site, entry: u32) {
         site.vectors,
         site.works_on_vectors,
         site.gs_page,
+        site.if_dirty,
     ];
     let flags = flags
         .iter()
@@ -213,6 +214,7 @@ fn unpack_site(bytes: &[u8; SITE], entry: u32) -> Site {
         vectors: flags & 2 != 0,
         works_on_vectors: flags & 4 != 0,
         gs_page: flags & 8 != 0,
+        if_dirty: flags & 16 != 0,
         single: Some(single as u8).filter(|exit| *exit != NO_EXIT),
         moved: moved as i32 - MOVED_BIAS,
         retry: entry + retry,
@@ -452,6 +454,7 @@ mod tests {
             at: 0xfff,
             size: 512,
             write: true,
+            if_dirty: true,
             alignment: 64,
             skew: 511,
             vectors: true,
@@ -468,6 +471,7 @@ mod tests {
     fn sites_are_as_they_were() {
         let plain = Site {
             write: false,
+            if_dirty: false,
             alignment: 1,
             works_on_vectors: true,
             gs_page: false,

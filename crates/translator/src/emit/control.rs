@@ -34,10 +34,9 @@ impl Emitter<'_> {
         (self.exits.len() - 1) as u8
     }
 
-    /// Goes to `target`, relative to the page.
-    pub(super) fn go(&mut self, target: i64) {
+    /// Goes from the instruction at `at` to `target`, relative to the page.
+    pub(super) fn go(&mut self, at: u16, target: i64) {
         if self.is_linkable(target) {
-            let at = self.insns.last().map_or(0, |(_, at)| *at);
             let jump = self.asm.jmp_patchable();
             self.exit(jump, target, false, at);
         } else {
@@ -193,7 +192,7 @@ impl Emitter<'_> {
 
     pub(super) fn call(&mut self, number: usize, insn: &Insn, target: i64) {
         self.push_return(number, insn);
-        self.go(target);
+        self.go(insn.at, target);
     }
 
     pub(super) fn call_indirect(&mut self, number: usize, insn: &Insn) {

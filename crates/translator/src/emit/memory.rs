@@ -88,6 +88,8 @@ impl Emitter<'_> {
                 Base::Page => Address::Page(first),
             };
             let checked = self.check(number, insn, address, group.range, group.write, true);
+            let site = self.sites.last_mut().expect("the check made one");
+            site.if_dirty = group.if_dirty;
             self.asm.load_gs(register, checked.bias);
             let base = match group.base {
                 Base::Register(_) => None,
@@ -593,7 +595,7 @@ pub(super) fn alignment(instruction: &Instruction) -> u8 {
 /// Where an instruction with a shared check, which is 64-bit code, accesses the stack.
 fn stack_disp(insn: &Insn) -> i32 {
     match insn.class {
-        Class::Push | Class::PushFlags | Class::Call(_) => -8,
+        Class::Push | Class::PushFlags | Class::PushMemory | Class::Call(_) => -8,
         _ => 0,
     }
 }

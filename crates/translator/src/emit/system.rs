@@ -158,7 +158,8 @@ impl Emitter<'_> {
     /// Ends what [`Emitter::take_temporary`] began for both, in a window.
     fn return_temporaries(&mut self) {
         if self.plan.mode.is_windowed() {
-            self.asm.restore(1 << self.temporary(0) | 1 << self.temporary(1));
+            self.asm
+                .restore(1 << self.temporary(0) | 1 << self.temporary(1));
         }
     }
 

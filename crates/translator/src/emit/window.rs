@@ -22,7 +22,7 @@ impl Emitter<'_> {
             | Class::BitString(_) => self.copy(insn),
             Class::Call(target) => {
                 self.push_literal(insn);
-                self.go(target);
+                self.go(insn.at, target);
             }
             Class::CallIndirect => {
                 self.take_temporary(0);

@@ -39,6 +39,9 @@ pub(crate) struct Group {
     pub(crate) range: u16,
     /// Whether the check is for writes.
     pub(crate) write: bool,
+    /// Whether only a page that is dirty already passes it: the leader reads, and what writes may
+    /// not be reached.
+    pub(crate) if_dirty: bool,
     /// Which of the registers for shared checks holds the difference (for a register base) or
     /// the host address of the base.
     pub(crate) slot: usize,
@@ -94,6 +97,7 @@ pub(crate) fn share(plan: &mut Plan, room: usize) {
                 && leader.version == reference.version
                 && (!reference.write
                     || group.write
+                    || is_stack(leader.base)
                     || is_certain(plan, leader.insn, reference.insn))
                 && group.end.max(end) - group.first.min(reference.first) <= RANGE_MAX
         });
@@ -105,7 +109,7 @@ pub(crate) fn share(plan: &mut Plan, room: usize) {
                 first: reference.first,
                 end,
                 last: number,
-                write: checks_writes(reference),
+                write: reference.write,
                 members: 0,
                 group: None,
             });
@@ -135,6 +139,7 @@ pub(crate) fn share(plan: &mut Plan, room: usize) {
             first,
             range: (group.end - group.first) as u16,
             write: group.write,
+            if_dirty: group.write && !leader.write && is_stack(leader.base),
             slot,
         });
     }
@@ -164,9 +169,9 @@ fn is_certain(plan: &Plan, from: usize, to: usize) -> bool {
     between && only_accesses(&insns[from]) && only_accesses(&insns[to])
 }
 
-/// The stack is written sooner or later.
-fn checks_writes(leader: &Reference) -> bool {
-    leader.write || leader.base == Base::Register(RSP)
+/// Whether accesses relative to `base` are to the stack, whose pages are dirty nearly always.
+fn is_stack(base: Base) -> bool {
+    base == Base::Register(RSP)
 }
 
 /// The accesses of a block that a group can serve.
@@ -235,7 +240,9 @@ fn access(insn: &Insn, plan: &Plan) -> Option<(Base, i64, i64, bool)> {
     let stack = Base::Register(RSP);
     let view = plan.mode.view();
     match insn.class {
-        Class::Push | Class::PushFlags | Class::Call(_) => Some((stack, -full, full, true)),
+        Class::Push | Class::PushFlags | Class::PushMemory | Class::Call(_) => {
+            Some((stack, -full, full, true))
+        }
         Class::Pop | Class::Return(_) => Some((stack, 0, full, false)),
         Class::Memory(access) if access.size != 0 && !has_high_byte(&insn.instruction) => {
             let instruction = &insn.instruction;

@@ -41,3 +41,17 @@ fn what_is_not_written_after_all_is_not() {
     ];
     assert_eq!(run(&body), (7, false));
 }
+
+#[test]
+fn a_stack_that_is_only_popped_from_is_not() {
+    // mov rsp, rbx; pop rax; test rax, rax; jnz over the next; push rax
+    let body = [0x48, 0x89, 0xdc, 0x58, 0x48, 0x85, 0xc0, 0x75, 1, 0x50];
+    assert_eq!(run(&body), (7, false));
+}
+
+#[test]
+fn a_stack_that_is_popped_from_and_pushed_to_is_dirty() {
+    // mov rsp, rbx; pop rax; add rax, 1; push rax
+    let body = [0x48, 0x89, 0xdc, 0x58, 0x48, 0x83, 0xc0, 1, 0x50];
+    assert_eq!(run(&body), (9, true));
+}

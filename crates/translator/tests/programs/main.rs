@@ -7,6 +7,7 @@ mod crossings;
 mod dirty;
 mod gs_pages;
 mod guest;
+mod jumps;
 mod lock_step;
 mod straddling;
 mod time;
