@@ -123,6 +123,65 @@ fn what_is_not_there_can_not_be_used() {
     }
 }
 
+/// A static program: `code`, then exit(0).
+fn program(code: &[u8]) -> Vec<u8> {
+    const BASE: u64 = 0x40_0000;
+    const HEADERS: u64 = 64 + 56;
+    // xor edi, edi; push 60; pop rax; syscall
+    let code = [code, &[0x31, 0xff, 0x6a, 60, 0x58, 0x0f, 0x05]].concat();
+    let size = HEADERS + code.len() as u64;
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    // An executable for x86-64, version 1.
+    for (half, word) in [(2_u16, 62_u16), (1, 0)] {
+        file.extend([half, word].map(u16::to_le_bytes).concat());
+    }
+    for word in [BASE + HEADERS, 64, 0] {
+        file.extend(word.to_le_bytes());
+    }
+    file.extend([0; 4]);
+    for half in [64_u16, 56, 1, 0, 0, 0] {
+        file.extend(half.to_le_bytes());
+    }
+    // One segment to load, readable and executable.
+    file.extend([1_u32, 5].map(u32::to_le_bytes).concat());
+    for word in [0, BASE, BASE, size, size, 0x1000] {
+        file.extend(word.to_le_bytes());
+    }
+    file.extend(code);
+    file
+}
+
+/// The shell's status of a user program that executes `code`.
+fn user_status(windows: &str, cpu: &str, code: &[u8]) -> String {
+    let bytes = program(code).into_iter();
+    let bytes: String = bytes.map(|byte| format!("\\\\{byte:03o}")).collect();
+    let script = format!("printf {bytes} > /tmp/p; chmod +x /tmp/p; /tmp/p; echo status $?");
+    let mut command = doppel("translator", cpu);
+    let words = ["--windows", windows, "debian", "--", "sh", "-c", &script];
+    let output = command.args(words).output().expect("doppel starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let status = text.lines().find_map(|line| line.strip_prefix("status "));
+    status.unwrap_or_else(|| panic!("{output:?}")).to_owned()
+}
+
+#[test]
+fn user_programs_can_not_use_vectors_that_are_not_there() {
+    let host = fs::read_to_string("/proc/cpuinfo").unwrap();
+    if !host.contains(" avx2 ") {
+        eprintln!("skipped: the host has no AVX2");
+        return;
+    }
+    // vpaddd ymm0, ymm0, ymm0
+    let vpaddd = [0xc5, 0xfd, 0xfe, 0xc0];
+    for windows in ["never", "always"] {
+        assert_eq!(user_status(windows, "common", &vpaddd), "0", "{windows}");
+        // SIGILL.
+        let status = user_status(windows, "common,-avx", &vpaddd);
+        assert_eq!(status, "132", "windows {windows}");
+    }
+}
+
 /// So that a script can tell what a host can do.
 #[test]
 fn what_no_engine_has_does_not_start() {

@@ -5,7 +5,7 @@ use crate::control::{self, Control, Event, SharedVcpu};
 use crate::cpu::{self, CpuError};
 use crate::engines::{self, Created};
 use crate::report::VcpuReport;
-use crate::snapshot::{MachineV2, Snapshot};
+use crate::snapshot::{self, MachineV2, Snapshot};
 use crate::trace::TraceSink;
 use boot::{BootPlan, Content, Layout};
 use clock::Clock;
@@ -314,7 +314,7 @@ impl Machine {
     pub fn save(&self) -> Result<Snapshot, Error> {
         assert!(!self.running, "a machine is saved while it is paused");
         let mut out = state::Writer::new();
-        out.put("machine", &self.shape());
+        out.put(snapshot::INSTANCE, &self.shape());
         for (index, vcpu) in self.vcpus.iter().enumerate() {
             out.put(&format!("vcpu{index}"), &lock(vcpu).state());
         }
@@ -337,7 +337,7 @@ impl Machine {
             now,
             cpu,
             cpuid,
-        } = from.take("machine")?;
+        } = MachineV2::take(&mut from)?;
         let ours = (self.config.cpus, self.config.memory, SOFTWARE_TSC_KHZ);
         if (cpus, memory, tsc_khz) != ours {
             let shape = format!("{cpus} CPUs, {memory} bytes of memory, a TSC of {tsc_khz} kHz");

@@ -3,8 +3,11 @@
 use crate::{Error, cpu};
 use memory::{GuestMemory, PAGE_SIZE};
 use serde::{Deserialize, Serialize};
-use state::Saved;
+use state::{Invalid, Reader, Saved};
 use x86::cpuid::Table;
+
+/// Under which name the machine's own section is saved.
+pub(crate) const INSTANCE: &str = "machine";
 
 /// The machine's own section: what must fit before anything else is restored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +26,24 @@ pub(crate) struct MachineV2 {
 impl Saved for MachineV2 {
     const KIND: &'static str = "machine";
     const VERSION: u16 = 2;
+}
+
+/// The most leaves of a CPUID table: several times what any machine has.
+const LEAVES_MAX: usize = 1024;
+
+impl MachineV2 {
+    /// The machine's own section of a saved machine.
+    pub(crate) fn take(from: &mut Reader) -> Result<Self, state::Error> {
+        let machine: Self = from.take(INSTANCE)?;
+        if machine.cpuid.leaves().len() > LEAVES_MAX {
+            return Err(state::Error::Invalid {
+                kind: Self::KIND,
+                instance: INSTANCE.to_owned(),
+                source: Invalid::new("CPUID has too many leaves"),
+            });
+        }
+        Ok(machine)
+    }
 }
 
 /// A saved machine: the sections of its components, and the pages of its memory that are not all
@@ -63,8 +84,7 @@ impl Snapshot {
     /// # Errors
     /// If the state is damaged.
     pub fn cpu(&self) -> Result<config::Cpu, Error> {
-        let mut from = state::Reader::from_bytes(&self.state)?;
-        let MachineV2 { cpuid, .. } = from.take("machine")?;
+        let MachineV2 { cpuid, .. } = MachineV2::take(&mut Reader::from_bytes(&self.state)?)?;
         Ok(cpu::choice(&cpuid))
     }
 
@@ -76,5 +96,33 @@ impl Snapshot {
     /// How many pages of memory it holds.
     pub fn pages(&self) -> usize {
         self.pages.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use x86::cpuid::Answer;
+
+    #[test]
+    fn a_table_without_end_is_refused() {
+        let section = |leaves: u32| {
+            let mut cpuid = Table::new();
+            (0..leaves).for_each(|leaf| cpuid.set(leaf, Answer::default()));
+            let mut out = state::Writer::new();
+            let machine = MachineV2 {
+                cpus: 1,
+                memory: 0,
+                tsc_khz: 0,
+                now: 0,
+                cpu: String::new(),
+                cpuid,
+            };
+            out.put(INSTANCE, &machine);
+            MachineV2::take(&mut Reader::from_bytes(&out.into_bytes()).unwrap())
+        };
+        assert!(section(LEAVES_MAX as u32).is_ok());
+        let refused = section(LEAVES_MAX as u32 + 1);
+        assert!(matches!(refused, Err(state::Error::Invalid { .. })));
     }
 }
