@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Crates with modules that need `unsafe`. All others forbid it.
-const UNSAFE_CRATES: [&str; 3] = ["memory", "native", "translator"];
+const UNSAFE_CRATES: [&str; 4] = ["kvm", "memory", "native", "translator"];
 
 /// Names that say nothing about what is inside.
 const EMPTY_NAMES: [&str; 7] = [

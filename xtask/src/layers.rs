@@ -30,7 +30,7 @@ impl Side {
 }
 
 /// Every crate's place. A new crate gets a line here, a crate that goes takes its line along.
-const PLACES: [(&str, u8, Side); 20] = [
+const PLACES: [(&str, u8, Side); 21] = [
     ("clock", 0, Side::Ground),
     ("memory", 0, Side::Ground),
     ("state", 0, Side::Ground),
@@ -44,6 +44,7 @@ const PLACES: [(&str, u8, Side); 20] = [
     ("chipset", 3, Side::Device),
     ("interpreter", 3, Side::Engine),
     ("pci", 3, Side::Device),
+    ("kvm", 4, Side::Engine),
     ("translator", 4, Side::Engine),
     ("virtio", 4, Side::Device),
     ("machine", 5, Side::Whole),

@@ -27,8 +27,10 @@ pub(crate) enum Command {
 /// CPU engines by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Engine {
-    /// The translator where it runs, else the interpreter
+    /// KVM where guests run on the CPU itself, else the translator, else the interpreter
     Auto,
+    /// The host's CPU itself, by hardware virtualization (/dev/kvm)
+    Kvm,
     /// x86 translated to x86: the guest's code on the host's CPU, checked and rewritten
     Translator,
     /// x86 in software, instruction by instruction: slow, and what the translator is held against

@@ -10,6 +10,7 @@ mod debian;
 mod ending;
 mod engines;
 mod keys;
+mod kvm_speed;
 mod monitor;
 mod payload;
 mod progress;

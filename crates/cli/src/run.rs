@@ -50,7 +50,12 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8> {
         debug: Some(Box::new(Stderr(ending.clone()))),
     };
     let mut machine = Machine::new(shape, consoles, trace(args, &ending)?)?;
-    for (name, problem) in machine.passed_over() {
+    // That there is no fast KVM is nothing special: `doppel engines` says why.
+    let special = machine
+        .passed_over()
+        .iter()
+        .filter(|(name, _)| *name != "kvm");
+    for (name, problem) in special {
         let taken = machine.engine_name();
         eprintln!("doppel: the {name} can't run here, so this is the {taken}: {problem}");
     }
@@ -62,6 +67,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8> {
         .map(|address| listen_for_gdb(&machine, address))
         .transpose()?;
 
+    // Nothing can be wrong with the input any more that would leave a file behind.
+    crate::kvm_speed::keep();
     let from_terminal = matches!(input, Source::Stdin) && terminal::is_interactive();
     watch_signals(&machine, &ending, session.is_some())?;
     // From here on a signal that ends us does not leave the terminal raw.
@@ -121,6 +128,7 @@ fn shape(args: &RunArgs) -> Result<config::Machine> {
         name: args.name.clone(),
         engine: match args.engine {
             Engine::Auto => config::EngineKind::Auto,
+            Engine::Kvm => config::EngineKind::Kvm,
             Engine::Translator => config::EngineKind::Translator,
             Engine::Interpreter => config::EngineKind::Interpreter,
         },
@@ -136,6 +144,7 @@ fn shape(args: &RunArgs) -> Result<config::Machine> {
         cpus: args.cpus,
         memory: args.memory.bytes,
         hugepages: args.memory.hugepages,
+        tsc_khz: None,
         entry: match args.entry {
             Entry::Auto => config::KernelEntry::Auto,
             Entry::Bits64 => config::KernelEntry::Bits64,
@@ -144,6 +153,7 @@ fn shape(args: &RunArgs) -> Result<config::Machine> {
         uuid: uuid(),
     };
     shape.validate()?;
+    crate::kvm_speed::recall();
     machine::check_cpu(&shape)?;
     Ok(shape)
 }

@@ -227,7 +227,7 @@ fn unknown_words_and_options_are_refused() {
         &["--kernel"],
         &["--initrd", "empty"],
         &["--kernel", "kernel", "--engine", "abacus"],
-        &["--kernel", "kernel", "--engine", "kvm"],
+        &["--kernel=kernel", "--engine=kvm", "--perf-map"],
         &["--kernel=kernel", "--engine=interpreter", "--code-cache=8M"],
         &["--kernel=kernel", "--engine=interpreter", "--perf-map"],
         &[

@@ -44,7 +44,17 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// Whether the host has a KVM that runs a whole Linux in reasonable time.
+fn fast_kvm() -> Result<(), String> {
+    match machine::kvm_speed() {
+        Ok(speed) if speed.is_hardware() => Ok(()),
+        Ok(speed) => Err(format!("this host's KVM emulates instructions: {speed:?}")),
+        Err(problem) => Err(problem.to_string()),
+    }
+}
+
 on_every_engine! {
+    fast_kvm;
     a_commands_output_and_status_come_through,
     two_cpus_and_the_memory_that_was_asked_for,
     power_off_reset_and_panic_each_have_their_status,

@@ -20,6 +20,7 @@ struct Inner {
     offset: AtomicI64,
     /// Machine time at which the clock stands, or [`RUNNING`].
     stopped_at: AtomicU64,
+    resumptions: AtomicU64,
 }
 
 const RUNNING: u64 = u64::MAX;
@@ -74,6 +75,7 @@ impl Clock {
             source,
             offset: AtomicI64::new(0),
             stopped_at: AtomicU64::new(start),
+            resumptions: AtomicU64::new(0),
         }))
     }
 
@@ -110,8 +112,15 @@ impl Clock {
         let stopped = self.0.stopped_at.load(Ordering::Acquire);
         if stopped != RUNNING {
             self.0.tie(stopped);
+            self.0.resumptions.fetch_add(1, Ordering::Release);
             self.0.stopped_at.store(RUNNING, Ordering::Release);
         }
+    }
+
+    /// How often time began to pass. For who keeps a clock of its own in step with this one, which
+    /// does not stand when this one does.
+    pub fn resumptions(&self) -> u64 {
+        self.0.resumptions.load(Ordering::Acquire)
     }
 
     /// Sets a stopped clock, when a saved machine is restored.
@@ -204,7 +213,10 @@ mod tests {
         clock.pause();
         clock.advance(100);
         assert_eq!(clock.now(), 5);
+        let before = clock.resumptions();
         clock.resume();
+        clock.resume();
+        assert_eq!(clock.resumptions(), before + 1, "it ran already");
         clock.advance(1);
         assert_eq!(clock.now(), 6);
     }

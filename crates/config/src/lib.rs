@@ -18,6 +18,8 @@ pub const CPUS_MAX: u32 = 64;
 pub const CODE_CACHE_MIN: u64 = 1 << 20;
 /// The most room for translated code, in bytes for each vCPU: a near jump reaches all of it.
 pub const CODE_CACHE_MAX: u64 = 1 << 30;
+/// The frequencies that a TSC can have, in kHz.
+const TSC_KHZ: std::ops::RangeInclusive<u64> = 1_000..=16_000_000;
 /// The room for translated code if nobody says otherwise, in bytes for each vCPU: an eighth of
 /// the guest's memory, within these bounds.
 const CODE_CACHE_DEFAULT: std::ops::RangeInclusive<u64> = 64 << 20..=256 << 20;
@@ -34,17 +36,20 @@ pub enum Error {
     /// Too little or too much for so many vCPUs.
     #[error("a code cache of {0} bytes can't be: give 1M to 1024M times the number of CPUs ({1})")]
     CodeCache(u64, u32),
-    /// Something that only the translator has, with the interpreter.
+    /// Something that only the translator has, with another engine.
     #[error(
-        "the interpreter translates nothing: a code cache, a perf map or a check of translations \
-         is the translator's"
+        "the engine {} translates nothing: a code cache, a perf map, windows or a check of \
+         translations are the translator's", .0.name()
     )]
-    NothingTranslated,
+    NothingTranslated(EngineKind),
     /// Translations are checked in a machine with more than one vCPU.
     #[error(
         "translations can be checked with one CPU only, not {0}: what others do can't be repeated"
     )]
     CheckedCpus(u32),
+    /// No TSC counts like that.
+    #[error("a TSC of {0} kHz can't be: give 1 MHz to 16 GHz")]
+    Tsc(u64),
     /// Translations are checked, and all user code is to run in windows.
     #[error(
         "translations are checked outside of windows only: leave out --windows always or \
@@ -64,6 +69,8 @@ pub enum EngineKind {
     /// The fastest that is right on this host.
     #[default]
     Auto,
+    /// x86 on the host's CPU, by hardware virtualization.
+    Kvm,
     /// x86 to x86, translated.
     Translator,
     /// x86 in software.
@@ -75,6 +82,7 @@ impl EngineKind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
+            Self::Kvm => "kvm",
             Self::Translator => "translator",
             Self::Interpreter => "interpreter",
         }
@@ -131,6 +139,10 @@ pub struct Machine {
     pub memory: u64,
     /// Whether the memory is made of huge pages of the host.
     pub hugepages: bool,
+    /// Frequency of the guest's TSC in kHz; `None` for 1 GHz, a tick of which is a nanosecond, or
+    /// the host's if KVM can give no other. A machine that is to go on under another engine needs
+    /// the same there.
+    pub tsc_khz: Option<u64>,
     /// How the kernel is entered.
     pub entry: KernelEntry,
     /// The SMBIOS UUID.
@@ -150,6 +162,7 @@ impl Default for Machine {
             cpus: 1,
             memory: 1 << 30,
             hugepages: false,
+            tsc_khz: None,
             entry: KernelEntry::Auto,
             uuid: [0; 16],
         }
@@ -173,8 +186,14 @@ impl Machine {
             || self.perf_map
             || self.check_translation.is_some()
             || self.windows != Windows::Auto;
-        if self.engine == EngineKind::Interpreter && for_translator {
-            return Err(Error::NothingTranslated);
+        if let Some(khz) = self.tsc_khz
+            && !TSC_KHZ.contains(&khz)
+        {
+            return Err(Error::Tsc(khz));
+        }
+        let translates = matches!(self.engine, EngineKind::Auto | EngineKind::Translator);
+        if !translates && for_translator {
+            return Err(Error::NothingTranslated(self.engine));
         }
         if self.check_translation.is_some() && self.cpus != 1 {
             return Err(Error::CheckedCpus(self.cpus));
@@ -283,27 +302,30 @@ mod tests {
     }
 
     #[test]
-    fn the_interpreter_keeps_no_translated_code() {
-        let interpreter = Machine {
-            engine: EngineKind::Interpreter,
-            ..Machine::default()
-        };
-        assert_eq!(interpreter.validate(), Ok(()));
-        for wrong in [
-            Machine {
-                code_cache: Some(CODE_CACHE_MIN),
-                ..interpreter.clone()
-            },
-            Machine {
-                perf_map: true,
-                ..interpreter.clone()
-            },
-            Machine {
-                check_translation: Some(NonZeroU32::MIN),
-                ..interpreter
-            },
-        ] {
-            assert_eq!(wrong.validate(), Err(Error::NothingTranslated));
+    fn only_the_translator_keeps_translated_code() {
+        for engine in [EngineKind::Kvm, EngineKind::Interpreter] {
+            let other = Machine {
+                engine,
+                ..Machine::default()
+            };
+            assert_eq!(other.validate(), Ok(()));
+            for wrong in [
+                Machine {
+                    code_cache: Some(CODE_CACHE_MIN),
+                    ..other.clone()
+                },
+                Machine {
+                    perf_map: true,
+                    ..other.clone()
+                },
+                Machine {
+                    check_translation: Some(NonZeroU32::MIN),
+                    ..other
+                },
+            ] {
+                let refused = Err(Error::NothingTranslated(engine));
+                assert_eq!(wrong.validate(), refused);
+            }
         }
     }
 

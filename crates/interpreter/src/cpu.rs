@@ -99,6 +99,8 @@ pub(crate) struct Cpu {
     pub(crate) activity: x86::Activity,
     /// The exception that [`Raised`] speaks of.
     pub(crate) exception: Option<Exception>,
+    /// An interrupt that came with a saved state: acknowledged, but not delivered.
+    pub(crate) interrupt: Option<u8>,
     /// The running instruction entered a handler: RFLAGS.TF from before it does not trap.
     pub(crate) skip_step_trap: bool,
     /// Debug traps that are due after the running instruction: bits of DR6.

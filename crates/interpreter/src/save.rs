@@ -78,6 +78,7 @@ impl Cpu {
             ss_shadow: false,
             activity: Activity::Running,
             exception: None,
+            interrupt: None,
             skip_step_trap: false,
             debug_trap: 0,
             tlb: Tlb::new(),
@@ -146,6 +147,7 @@ impl Cpu {
             paravirt: self.paravirt.clone(),
             events: Events {
                 exception: self.exception.or(trap),
+                interrupt: self.interrupt,
                 nmi_pending: self.nmi_pending || requests.nmi,
                 nmi_blocked: self.nmi_blocked,
                 sti_shadow: self.sti_shadow,
@@ -260,6 +262,7 @@ impl Cpu {
         (self.misc_enable, self.spec_ctrl) = (*misc_enable, *spec_ctrl);
         self.paravirt = paravirt.clone();
         self.activity = *activity;
+        self.interrupt = events.interrupt;
         self.nmi_pending = events.nmi_pending;
         self.nmi_blocked = events.nmi_blocked;
         self.sti_shadow = events.sti_shadow;

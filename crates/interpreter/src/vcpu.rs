@@ -157,6 +157,7 @@ impl InterpreterVcpu {
         let is_quiet = !cpu.apic_touched
             && cpu.activity == Activity::Running
             && cpu.exception.is_none()
+            && cpu.interrupt.is_none()
             && cpu.debug_trap == 0
             && !cpu.sti_shadow
             && !cpu.ss_shadow
@@ -418,6 +419,11 @@ impl Cpu {
         if let Some(exception) = self.exception.take() {
             return self.deliver(Event::Exception(exception));
         }
+        // Nothing was executed since it was acknowledged.
+        if let Some(vector) = self.interrupt.take() {
+            self.counters.interrupts += 1;
+            return self.deliver(Event::Interrupt(vector));
+        }
         if self.debug_trap != 0 && !self.ss_shadow {
             let bits = std::mem::take(&mut self.debug_trap);
             return self.deliver(Event::Exception(x86::Exception {
@@ -445,7 +451,8 @@ impl Cpu {
     /// Whether something ends a halt.
     fn wakes(&self) -> bool {
         self.activity == Activity::Halted
-            && (self.nmi_pending && !self.nmi_blocked
+            && (self.interrupt.is_some()
+                || self.nmi_pending && !self.nmi_blocked
                 || self.debug_trap != 0
                 || self.flags.system().contains(Rflags::IF) && self.interrupt_waits())
     }

@@ -5,7 +5,7 @@
 //! table, and a saved machine goes on wherever its features are.
 
 use crate::engines::KINDS;
-use crate::machine::SOFTWARE_TSC_KHZ;
+use crate::kvm_speed;
 use config::{Cpu, CpuModel, EngineKind};
 use x86::cpuid::{FeatureSet, Offer, Table, Vendor};
 
@@ -68,20 +68,28 @@ const MODEL_SHOWN: usize = 100;
 fn offered(kind: EngineKind) -> Option<FeatureSet> {
     match kind {
         EngineKind::Translator | EngineKind::Interpreter => Some(interpreter::cpuid::features()),
+        EngineKind::Kvm => kvm::Host::open().and_then(|host| host.features()).ok(),
         EngineKind::Auto => None,
     }
 }
 
-/// What every engine of this host can give.
+/// What every engine of this host can give that `auto` may take: a KVM that emulates instructions
+/// takes no feature from the others.
 fn common() -> FeatureSet {
-    let all = KINDS.into_iter().filter_map(offered);
+    let all = KINDS.into_iter().filter(counts).filter_map(offered);
     all.reduce(FeatureSet::intersection).unwrap_or_default()
 }
 
+/// Whether what `kind` can give limits [`common`].
+fn counts(kind: &EngineKind) -> bool {
+    *kind != EngineKind::Kvm || kvm_speed::is_hardware()
+}
+
 fn offer(kind: EngineKind) -> Offer {
+    let engine = offered(kind).unwrap_or_default();
     Offer {
-        engine: offered(kind).unwrap_or_default(),
-        common: common(),
+        engine,
+        common: common().intersection(engine),
     }
 }
 
@@ -109,6 +117,10 @@ fn features(cpu: &Cpu, kind: EngineKind) -> Result<FeatureSet, CpuError> {
 /// # Errors
 /// If none can.
 pub fn check_cpu(config: &config::Machine) -> Result<(), CpuError> {
+    if config.engine == EngineKind::Kvm && offered(EngineKind::Kvm).is_none() {
+        // The machine can't be made, and that says why.
+        return Ok(());
+    }
     if config.engine != EngineKind::Auto {
         return features(&config.cpu, config.engine).map(|_| ());
     }
@@ -116,7 +128,8 @@ pub fn check_cpu(config: &config::Machine) -> Result<(), CpuError> {
     if tries.iter().any(Result::is_ok) {
         return Ok(());
     }
-    let [mut problem, ..] = tries.map(Result::unwrap_err);
+    // Not that of KVM, which many hosts have not.
+    let [_, mut problem, _] = tries.map(Result::unwrap_err);
     if let CpuError::Missing { who, .. } = &mut problem {
         "the engines of this host lack".clone_into(who);
     }
@@ -124,10 +137,13 @@ pub fn check_cpu(config: &config::Machine) -> Result<(), CpuError> {
 }
 
 /// What CPUID answers on the vCPUs of a machine of the shape `config` under the engine `kind`.
-pub(crate) fn tables(config: &config::Machine, kind: EngineKind) -> Result<Vec<Table>, CpuError> {
+pub(crate) fn tables(
+    config: &config::Machine,
+    kind: EngineKind,
+    tsc_khz: u64,
+) -> Result<Vec<Table>, CpuError> {
     let features = features(&config.cpu, kind)?;
-    let one =
-        |index| interpreter::cpuid::table_with(index, config.cpus, SOFTWARE_TSC_KHZ, features);
+    let one = |index| interpreter::cpuid::table_with(index, config.cpus, tsc_khz, features);
     Ok((0..config.cpus).map(one).collect())
 }
 
@@ -205,6 +221,7 @@ pub fn cpu_models() -> Vec<CpuReport> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::TSC_KHZ;
     use crate::{Consoles, Error, Machine};
     use config::Feature;
     use x86::cpuid::Answer;
@@ -231,8 +248,9 @@ mod tests {
     #[test]
     fn a_model_has_the_same_table_under_each_engine_that_can_give_it() {
         for model in CpuModel::ALL.into_iter().filter(|m| *m != CpuModel::Host) {
-            let able = KINDS.map(|kind| tables(&shape(model.into(), kind), kind));
-            let able: Vec<_> = able.into_iter().filter_map(Result::ok).collect();
+            let kinds = KINDS.into_iter().filter(counts);
+            let able = kinds.map(|kind| tables(&shape(model.into(), kind), kind, TSC_KHZ));
+            let able: Vec<_> = able.filter_map(Result::ok).collect();
             assert!(able.windows(2).all(|two| two[0] == two[1]), "{model:?}");
             assert!(!able.is_empty() || model.level().is_some(), "{model:?}");
             for tables in able {
@@ -243,11 +261,16 @@ mod tests {
         }
     }
 
+    /// The engines of this host.
+    fn here() -> impl Iterator<Item = EngineKind> {
+        KINDS.into_iter().filter(|kind| offered(*kind).is_some())
+    }
+
     #[test]
     fn every_engine_can_give_what_is_common() {
-        for kind in KINDS {
+        for kind in here() {
             assert!(machine(CpuModel::Common.into(), kind).is_ok(), "{kind:?}");
-            let host = tables(&shape(CpuModel::Host.into(), kind), kind).unwrap();
+            let host = tables(&shape(CpuModel::Host.into(), kind), kind, TSC_KHZ).unwrap();
             let features = FeatureSet::of_table(&host[0]);
             assert_eq!(Some(features), offered(kind));
         }
@@ -257,7 +280,7 @@ mod tests {
     fn an_engine_says_what_it_lacks_and_what_would_do() {
         let everything = Feature::ALL.iter().copied().collect();
         let wanted = Cpu::new(CpuModel::V2, everything, FeatureSet::NONE).unwrap();
-        for kind in [KINDS[0], KINDS[1], EngineKind::Auto] {
+        for kind in here().chain([EngineKind::Auto]) {
             let problem = machine(wanted, kind).err().expect("nothing has it all");
             let Error::Cpu(CpuError::Missing {
                 missing, instead, ..
@@ -267,7 +290,7 @@ mod tests {
             };
             assert!(!missing.is_empty());
             assert!(problem.to_string().contains(&missing.to_string()));
-            assert!(instead.contains("--cpu x86-64-v2,+"), "{instead}");
+            assert!(instead.contains("--cpu x86-64"), "{instead}");
         }
     }
 
@@ -277,7 +300,7 @@ mod tests {
         let saved = machine(little, EngineKind::Translator).unwrap().save();
         let saved = saved.unwrap();
         assert_eq!(saved.cpu().unwrap(), little);
-        for kind in KINDS {
+        for kind in [EngineKind::Translator, EngineKind::Interpreter] {
             let mut same = machine(saved.cpu().unwrap(), kind).unwrap();
             same.restore(&saved).unwrap();
             let mut other = machine(Cpu::default(), kind).unwrap();
@@ -292,7 +315,7 @@ mod tests {
     #[test]
     fn what_a_saved_cpu_has_and_this_one_can_not_is_named() {
         let kind = EngineKind::Interpreter;
-        let here = &tables(&shape(Cpu::default(), kind), kind).unwrap()[0];
+        let here = &tables(&shape(Cpu::default(), kind), kind, TSC_KHZ).unwrap()[0];
         assert_eq!(check_saved(here, "common", here, kind), Ok(()));
         let change = |leaf: u32, change: fn(&mut Answer)| {
             let mut table = here.clone();

@@ -1,15 +1,20 @@
 //! Which engine runs a machine.
 
-use crate::Error;
+use crate::{Error, kvm_speed};
 use config::EngineKind;
 use engine::{Engine, Setup, Vcpu};
 use interpreter::Interpreter;
+use kvm::Kvm;
 use memory::Backing;
 use std::sync::Arc;
 use translator::Translator;
 
 /// The engines that `auto` tries, in this order: the fastest first.
-pub(crate) const KINDS: [EngineKind; 2] = [EngineKind::Translator, EngineKind::Interpreter];
+pub(crate) const KINDS: [EngineKind; 3] = [
+    EngineKind::Kvm,
+    EngineKind::Translator,
+    EngineKind::Interpreter,
+];
 
 /// An engine of this version, and whether this host can run it.
 #[derive(Debug)]
@@ -18,10 +23,12 @@ pub struct EngineReport {
     pub name: &'static str,
     /// Why it can't run here, if it can't.
     pub problem: Option<Error>,
+    /// Why `auto` does not take it, although it can run.
+    pub drawback: Option<Error>,
 }
 
 /// Tries every engine with a small machine. The fastest is the first, and the first that has no
-/// problem is what [`EngineKind::Auto`] takes.
+/// problem and no drawback is what [`EngineKind::Auto`] takes.
 pub fn engines() -> Vec<EngineReport> {
     KINDS.map(report).into()
 }
@@ -33,9 +40,14 @@ fn report(kind: EngineKind) -> EngineReport {
         memory: config::MEMORY_MIN,
         ..config::Machine::default()
     };
+    let problem = crate::Machine::new(config, crate::Consoles::default(), None).err();
     EngineReport {
         name: kind.name(),
-        problem: crate::Machine::new(config, crate::Consoles::default(), None).err(),
+        drawback: match (kind, &problem) {
+            (EngineKind::Kvm, None) => kvm_speed::check().err(),
+            _ => None,
+        },
+        problem,
     }
 }
 
@@ -61,6 +73,15 @@ pub(crate) fn create(
         kind => std::slice::from_ref(kind),
     };
     let ((kind, engine, vcpus, setup), passed_over) = first(kinds, |kind| {
+        if kind == EngineKind::Kvm && config.engine == EngineKind::Auto {
+            kvm_speed::check()?;
+            // What only the translator has was asked for: it is meant.
+            let wanted = config::Machine {
+                engine: kind,
+                ..config.clone()
+            };
+            wanted.validate()?;
+        }
         let setup = setup(kind)?;
         let (engine, vcpus) = create_one(kind, config, &setup)?;
         Ok((kind, engine, vcpus, setup))
@@ -97,6 +118,10 @@ type Parts = (Arc<dyn Engine>, Vec<Box<dyn Vcpu>>);
 
 fn create_one(kind: EngineKind, config: &config::Machine, setup: &Setup) -> Result<Parts, Error> {
     match kind {
+        EngineKind::Kvm => {
+            let (engine, vcpus) = Kvm::create(setup)?;
+            Ok((engine, vcpus))
+        }
         EngineKind::Translator => {
             let options = translator::Options {
                 code_cache: config.code_cache_per_cpu() as usize,
@@ -124,25 +149,27 @@ fn create_one(kind: EngineKind, config: &config::Machine, setup: &Setup) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use EngineKind::{Interpreter as Slow, Kvm, Translator};
 
     #[test]
     fn auto_takes_the_first_that_runs_and_says_why_not_the_others() {
         let all = first::<_, ()>(&KINDS, Ok);
-        assert_eq!(all, Ok((EngineKind::Translator, Vec::new())));
+        assert_eq!(all, Ok((Kvm, Vec::new())));
         let refuse = |refused: &'static [EngineKind]| {
             move |kind| {
                 if refused.contains(&kind) {
-                    Err(format!("no {}", kind.name()))
+                    Err(kind.name())
                 } else {
                     Ok(kind)
                 }
             }
         };
-        let interpreter = first(&KINDS, refuse(&[EngineKind::Translator]));
-        let reason = (EngineKind::Translator, "no translator".to_owned());
-        assert_eq!(interpreter, Ok((EngineKind::Interpreter, vec![reason])));
-        let none = first(&KINDS, refuse(&KINDS));
-        assert_eq!(none, Err("no interpreter".to_owned()));
+        let translator = first(&KINDS, refuse(&[Kvm]));
+        assert_eq!(translator, Ok((Translator, vec![(Kvm, "kvm")])));
+        let slow = first(&KINDS, refuse(&[Kvm, Translator]));
+        let reasons = vec![(Kvm, "kvm"), (Translator, "translator")];
+        assert_eq!(slow, Ok((Slow, reasons)));
+        assert_eq!(first(&KINDS, refuse(&KINDS)), Err("interpreter"));
     }
 
     #[test]
@@ -153,9 +180,35 @@ mod tests {
                 memory: config::MEMORY_MIN,
                 ..config::Machine::default()
             };
-            let machine = crate::Machine::new(config, crate::Consoles::default(), None).unwrap();
-            assert_eq!(machine.engine_name(), kind.name());
-            assert!(machine.passed_over().is_empty());
+            let machine = crate::Machine::new(config, crate::Consoles::default(), None);
+            match machine {
+                Err(Error::Kvm(problem)) => eprintln!("skipped: {problem}"),
+                machine => {
+                    let machine = machine.unwrap();
+                    assert_eq!(machine.engine_name(), kind.name());
+                    assert!(machine.passed_over().is_empty());
+                }
+            }
         }
+    }
+
+    #[test]
+    fn auto_takes_kvm_where_the_cpu_runs_its_guests_and_says_why_not_elsewhere() {
+        let config = config::Machine {
+            memory: config::MEMORY_MIN,
+            ..config::Machine::default()
+        };
+        let machine = crate::Machine::new(config, crate::Consoles::default(), None).unwrap();
+        if kvm_speed::is_hardware() {
+            assert_eq!(machine.engine_name(), "kvm");
+            return;
+        }
+        assert_ne!(machine.engine_name(), "kvm");
+        let (name, reason) = &machine.passed_over()[0];
+        assert_eq!(*name, "kvm");
+        assert!(
+            matches!(reason, Error::SlowKvm(_) | Error::NoKvm(_)),
+            "{reason}"
+        );
     }
 }

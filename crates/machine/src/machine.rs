@@ -21,9 +21,9 @@ use std::time::Duration;
 use x86::VcpuState;
 use x86::cpuid::Table;
 
-/// Frequency of the guest's TSC under the software engines, in kHz: a tick is a nanosecond of
-/// machine time, so that no conversion rounds.
-pub(crate) const SOFTWARE_TSC_KHZ: u64 = 1_000_000;
+/// Frequency of the guest's TSC in kHz, if nobody says otherwise and the engine can: a tick is a
+/// nanosecond of machine time, so that no conversion rounds.
+pub(crate) const TSC_KHZ: u64 = 1_000_000;
 
 /// What the guest starts with. It is read at each start: a reset reads it again.
 #[derive(Debug, Clone)]
@@ -68,6 +68,17 @@ pub enum Error {
     /// The interpreter can't run on this host.
     #[error(transparent)]
     Interpreter(#[from] interpreter::NewError),
+    /// KVM can't run on this host.
+    #[error(transparent)]
+    Kvm(#[from] kvm::NewError),
+    /// KVM can't run on this host, as was found before.
+    #[error("{0}")]
+    NoKvm(&'static kvm::NewError),
+    /// The host's KVM emulates the guest's code.
+    #[error(
+        "the host's KVM emulates instructions: a loop takes {0:.0} times as long as on its CPU"
+    )]
+    SlowKvm(f64),
     /// The translator can't run on this host.
     #[error(transparent)]
     Translator(#[from] translator::NewError),
@@ -91,6 +102,7 @@ pub enum Error {
 /// A virtual machine.
 pub struct Machine {
     config: config::Machine,
+    tsc_khz: u64,
     layout: Layout,
     payload: Payload,
     memory: Arc<GuestMemory>,
@@ -137,18 +149,24 @@ impl Machine {
             setup,
             passed_over,
         } = engines::create(&config, |kind| {
+            let tsc_khz = tsc_khz(&config, kind)?;
             Ok(Setup {
-                cpuid: cpu::tables(&config, kind)?,
+                cpuid: cpu::tables(&config, kind, tsc_khz)?,
                 memory: GuestMemory::with_pages(&layout.regions(), pages(&config, kind))
                     .map_err(Error::Memory)?,
                 clock: clock.clone(),
-                tsc_khz: SOFTWARE_TSC_KHZ,
+                tsc_khz,
                 tracer: trace
                     .as_ref()
                     .map(|t| (t.clone() as Arc<dyn engine::Tracer>, t.kinds())),
             })
         })?;
-        let Setup { memory, cpuid, .. } = setup;
+        let Setup {
+            memory,
+            cpuid,
+            tsc_khz,
+            ..
+        } = setup;
         let cpuid = cpuid.into_iter().next().expect("there is a vCPU");
         let (control, events) = Control::new(engine.clone(), vcpus.len());
         let (board, inputs) = Board::new(
@@ -163,6 +181,7 @@ impl Machine {
         .map_err(|error| Error::Board(error.to_string()))?;
         let mut machine = Self {
             config,
+            tsc_khz,
             layout,
             payload: Payload::default(),
             memory,
@@ -338,7 +357,7 @@ impl Machine {
             cpu,
             cpuid,
         } = MachineV2::take(&mut from)?;
-        let ours = (self.config.cpus, self.config.memory, SOFTWARE_TSC_KHZ);
+        let ours = (self.config.cpus, self.config.memory, self.tsc_khz);
         if (cpus, memory, tsc_khz) != ours {
             let shape = format!("{cpus} CPUs, {memory} bytes of memory, a TSC of {tsc_khz} kHz");
             return Err(Error::Shape(shape));
@@ -358,7 +377,7 @@ impl Machine {
         MachineV2 {
             cpus: self.config.cpus,
             memory: self.config.memory,
-            tsc_khz: SOFTWARE_TSC_KHZ,
+            tsc_khz: self.tsc_khz,
             now: self.clock.now(),
             cpu: self.config.cpu.to_string(),
             cpuid: self.cpuid.clone(),
@@ -450,5 +469,17 @@ fn pages(config: &config::Machine, kind: EngineKind) -> Pages {
             Pages::HugeInParts
         }
         (true, _) => Pages::Huge,
+    }
+}
+
+/// Frequency of the guest's TSC in kHz under the engine `kind`.
+fn tsc_khz(config: &config::Machine, kind: config::EngineKind) -> Result<u64, Error> {
+    match (config.tsc_khz, kind) {
+        (Some(khz), _) => Ok(khz),
+        (None, config::EngineKind::Kvm) => {
+            let host = kvm::Host::open().map_err(kvm::NewError::from)?;
+            Ok(host.tsc_khz(TSC_KHZ)?)
+        }
+        (None, _) => Ok(TSC_KHZ),
     }
 }

@@ -209,7 +209,13 @@ fn little_endian(hex: &str) -> u64 {
         .fold(0, |value, i| value << 8 | digits(i))
 }
 
+/// Whether the host has a KVM that can be used.
+fn any_kvm() -> Result<(), String> {
+    machine::kvm_speed().map(|_| ()).map_err(|e| e.to_string())
+}
+
 on_every_engine! {
+    any_kvm;
     breakpoints_steps_and_registers,
     a_breakpoint_is_hit_again_each_time_round,
     watchpoints,
@@ -271,6 +277,10 @@ fn a_breakpoint_is_hit_again_each_time_round(engine: EngineKind) {
 }
 
 fn watchpoints(engine: EngineKind) {
+    if engine == EngineKind::Kvm && !machine::kvm_speed().is_ok_and(machine::Speed::is_hardware) {
+        eprintln!("skipped: a KVM that emulates instructions does not look at debug registers");
+        return;
+    }
     let (address, owner) = start(engine, "127.0.0.1:0");
     let mut gdb = Client::connect(&address);
     // The last byte of what the loop writes.

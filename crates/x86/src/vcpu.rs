@@ -110,6 +110,9 @@ pub struct ParavirtState {
 pub struct Events {
     /// An exception that was raised but not delivered.
     pub exception: Option<Exception>,
+    /// The vector of an interrupt that the PIC has given and that was not delivered. (One of the
+    /// local APIC is still in its registers.)
+    pub interrupt: Option<u8>,
     /// An NMI that was not delivered.
     pub nmi_pending: bool,
     /// NMIs are held off until IRET.
@@ -236,7 +239,7 @@ pub struct VcpuState {
 
 impl Saved for VcpuState {
     const KIND: &'static str = "x86-vcpu";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 }
 
 impl VcpuState {
