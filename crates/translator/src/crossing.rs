@@ -121,15 +121,23 @@ impl TranslatorVcpu {
     }
 }
 
-/// Sets the arithmetic flags to those in RAX. Changes RAX and RCX.
-macro_rules! set_status {
+/// Goes on at the block in R14, at label 3, or at label 4 where its jump cache does not have it.
+/// RAX has the arithmetic flags; it was saved.
+macro_rules! go_on {
     () => {
-        "mov ecx, eax
+        "3:
+         mov ecx, eax
          shr ecx, 11
          and ecx, 1
          add cl, 0x7f
          mov ah, al
-         sahf"
+         sahf
+         mov rax, gs:[{rax}]
+         jmp r14
+         4:
+         mov dword ptr gs:[{argument}], {no_site}
+         mov r14, gs:[{miss}]
+         jmp 3b"
     };
 }
 
@@ -190,15 +198,8 @@ pub(crate) unsafe extern "C" fn syscall() {
          add r14, gs:[{jumps}]
          add r15, gs:[r14 + {tag}]
          jne 4f
-         mov r14, gs:[r14 + {host}]
-         3:",
-        set_status!(),
-        "mov rax, gs:[{rax}]
-         jmp r14
-         4:
-         mov dword ptr gs:[{argument}], {no_site}
-         mov r14, gs:[{miss}]
-         jmp 3b",
+         mov r14, gs:[r14 + {host}]",
+        go_on!(),
         refused = const field!(crossing.syscall_refused),
         spilled_rcx = const spill_slot(RCX),
         spilled_r14 = const spill_slot(14),
@@ -249,6 +250,7 @@ pub(crate) unsafe extern "C" fn sysret() {
          mov eax, r11d
          and eax, {interrupt}
          mov gs:[{interrupt_flag}], eax
+         mov eax, r11d
          mov dword ptr gs:[{access_flag}], 0
          mov qword ptr gs:[{other_flags}], {fixed}
          mov rcx, gs:[{selectors}]
@@ -259,16 +261,8 @@ pub(crate) unsafe extern "C" fn sysret() {
          shl r14, {entry_shift}
          add r15, gs:[r14 + {tags}]
          jne 4f
-         mov r14, gs:[r14 + {hosts}]
-         3:
-         mov eax, r11d",
-        set_status!(),
-        "mov rax, gs:[{rax}]
-         jmp r14
-         4:
-         mov dword ptr gs:[{argument}], {no_site}
-         mov r14, gs:[{miss}]
-         jmp 3b",
+         mov r14, gs:[r14 + {hosts}]",
+        go_on!(),
         spilled_rcx = const spill_slot(RCX),
         spilled_r14 = const spill_slot(14),
         spilled_r15 = const spill_slot(15),

@@ -413,6 +413,7 @@ fn has_something(file: &OwnedFd) -> io::Result<bool> {
         0 => Ok(false),
         1 if files.revents & libc::POLLIN != 0 => Ok(true),
         1 => Err(io::ErrorKind::BrokenPipe.into()),
+        _ if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => Ok(false),
         _ => Err(io::Error::last_os_error()),
     }
 }
