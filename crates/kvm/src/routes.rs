@@ -12,18 +12,20 @@ use std::io::Result;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// How many routes there may be: one for each vector. The kernel keeps as many for I/O APICs.
-pub(crate) const ROUTES: u32 = 256;
+/// How many routes there may be: one for each vector that there is. The kernel keeps as many for I/O
+/// APICs; it counts them in a byte, so that 256 would be none.
+pub(crate) const ROUTES: u32 = 256 - FIRST_VECTOR;
+/// The least vector of an interrupt (SDM vol. 3, 11.5.2).
+const FIRST_VECTOR: u32 = 16;
 
 /// The physical destination of all local APICs.
 pub(crate) const TO_ALL: u64 = 0xfee0_0000 | 0xff << 12;
 /// A message's data: level-triggered, asserted.
 const LEVEL: u32 = 3 << 14;
-const DELIVERY: u32 = 7 << 8;
 
 /// The routes of a machine.
 pub(crate) struct Routes {
-    /// By vector: where its level-triggered messages go, or 0.
+    /// By vector, from [`FIRST_VECTOR`] on: where its level-triggered messages go, or 0.
     addresses: [AtomicU64; ROUTES as usize],
     /// Held while the kernel is told.
     telling: Mutex<()>,
@@ -40,17 +42,29 @@ impl Routes {
     /// A level-triggered message with `vector` is about to be sent to `address`: makes sure that its
     /// end is told. One load, but for the first.
     pub(crate) fn expect(&self, vm: &dyn VmCalls, vector: u8, address: u64) -> Result<()> {
-        let known = self.addresses[usize::from(vector)].load(Ordering::Acquire);
+        let Some(known) = self.of(vector) else {
+            // No local APIC takes it.
+            return Ok(());
+        };
+        let known = known.load(Ordering::Acquire);
         if known == address || known == TO_ALL {
             return Ok(());
         }
         self.add(vm, vector, address)
     }
 
+    /// Where messages with `vector` go; `None` if there is no such interrupt.
+    fn of(&self, vector: u8) -> Option<&AtomicU64> {
+        let gsi = u32::from(vector).checked_sub(FIRST_VECTOR)?;
+        self.addresses.get(gsi as usize)
+    }
+
     #[cold]
     fn add(&self, vm: &dyn VmCalls, vector: u8, address: u64) -> Result<()> {
         let _turn = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = &self.addresses[usize::from(vector)];
+        let Some(known) = self.of(vector) else {
+            return Ok(());
+        };
         let address = match known.load(Ordering::Acquire) {
             0 => address,
             same if same == address => return Ok(()),
@@ -60,11 +74,16 @@ impl Routes {
         let routes: Vec<_> = entries
             .filter_map(|(gsi, known)| {
                 let there = known.load(Ordering::Acquire);
-                let address = if gsi == vector.into() { address } else { there };
+                let routed = gsi + FIRST_VECTOR;
+                let address = if routed == vector.into() {
+                    address
+                } else {
+                    there
+                };
                 (address != 0).then_some(Route {
                     gsi,
                     address,
-                    data: LEVEL | gsi & !DELIVERY,
+                    data: LEVEL | routed,
                 })
             })
             .collect();
@@ -105,6 +124,17 @@ mod tests {
             vm.take_log(),
             ["routes 0x31 to 0xfee01000", "routes 0x31 to 0xfeeff000"]
         );
+    }
+
+    #[test]
+    fn the_kernels_count_of_routes_has_a_byte() {
+        assert!(u8::try_from(ROUTES).is_ok());
+        let vm = VmRecorder::new();
+        let routes = Routes::new();
+        routes.expect(&vm, 255, 0xfee0_1000).unwrap();
+        routes.expect(&vm, 16, 0xfee0_1000).unwrap();
+        routes.expect(&vm, 15, 0xfee0_1000).unwrap();
+        assert_eq!(vm.take_log().len(), 2, "15 is an exception's");
     }
 
     #[test]

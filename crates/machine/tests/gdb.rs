@@ -2,6 +2,7 @@
 
 #[macro_use]
 mod engines;
+mod pvh;
 
 use config::EngineKind;
 use machine::{Consoles, Event, GdbServer, Machine, Payload, Visit};
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 /// Addresses in [`CODE`].
 mod at {
-    pub(super) const ENTRY: u64 = 0x10_0000;
+    pub(super) const ENTRY: u64 = super::pvh::ENTRY as u64;
     /// `inc eax`, in the loop.
     pub(super) const LOOP: u64 = 0x10_001f;
     /// `mov [COUNTER], eax`, behind it.
@@ -45,29 +46,6 @@ const CODE: [&[u8]; 9] = [
     &[0x0f, 0x0b],
 ];
 
-/// A 32-bit ELF kernel with a PVH note: code, then 64 KiB of zeros.
-fn kernel() -> Vec<u8> {
-    const NOTE: u32 = 52 + 2 * 32;
-    const DATA: u32 = NOTE + 20;
-    let code = CODE.concat();
-    let mut file = b"\x7fELF\x01\x01\x01".to_vec();
-    file.resize(52, 0);
-    file[16..20].copy_from_slice(&[2, 0, 3, 0]);
-    for (offset, value) in [(20, 1), (28, 52), (40, 52), (42, 32), (44, 2)] {
-        file[offset] = value;
-    }
-    let (entry, len) = (at::ENTRY as u32, code.len() as u32);
-    let load = [1, DATA, entry, entry, len, 0x1_0000, 7, 4];
-    let note = [4, NOTE, 0, 0, 20, 20, 4, 4];
-    // Name "Xen", type 18: XEN_ELFNOTE_PHYS32_ENTRY.
-    let entry_note = [4, 4, 18, u32::from_le_bytes(*b"Xen\0"), entry];
-    for word in load.into_iter().chain(note).chain(entry_note) {
-        file.extend(word.to_le_bytes());
-    }
-    file.extend(code);
-    file
-}
-
 /// Runs a machine of two CPUs under `engine` as its owner does until it ends. Returns where gdb may call, and
 /// how the visits went.
 fn start(engine: EngineKind, address: &str) -> (String, JoinHandle<Vec<Visit>>) {
@@ -80,7 +58,7 @@ fn start(engine: EngineKind, address: &str) -> (String, JoinHandle<Vec<Visit>>) 
     let mut machine = Machine::new(shape, Consoles::default(), None).unwrap();
     machine
         .load(Payload {
-            kernel: Arc::new(kernel()),
+            kernel: Arc::new(pvh::kernel(&CODE.concat())),
             ..Payload::default()
         })
         .unwrap();

@@ -1,0 +1,159 @@
+//! Small guests on a whole machine, over every engine of the host, and from one to another.
+
+#[macro_use]
+mod engines;
+mod pvh;
+
+use config::EngineKind::{self, Interpreter, Kvm, Translator};
+use machine::{Consoles, Event, Machine, Payload};
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// How long a guest may take for anything.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Whether the host has a KVM that can be used.
+fn any_kvm() -> Result<(), String> {
+    machine::kvm_speed().map(|_| ()).map_err(|e| e.to_string())
+}
+
+/// An output that collects.
+#[derive(Clone, Default)]
+struct Collected(Arc<Mutex<Vec<u8>>>);
+
+impl Collected {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+impl Write for Collected {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn machine(shape: config::Machine, output: &Collected) -> Machine {
+    let serial: Option<Box<dyn Write + Send>> = Some(Box::new(output.clone()));
+    let consoles = Consoles {
+        serial: [serial, None, None, None],
+        ..Consoles::default()
+    };
+    Machine::new(shape, consoles, None).unwrap()
+}
+
+fn shape(engine: EngineKind, cpus: u32) -> config::Machine {
+    config::Machine {
+        engine,
+        cpus,
+        memory: config::MEMORY_MIN,
+        ..config::Machine::default()
+    }
+}
+
+fn load(machine: &mut Machine, code: &[u8]) {
+    let payload = Payload {
+        kernel: Arc::new(pvh::kernel(code)),
+        ..Payload::default()
+    };
+    machine.load(payload).unwrap();
+}
+
+on_every_engine! {
+    any_kvm;
+    interrupts_of_all_kinds_come,
+    a_guest_goes_on_after_a_pause,
+}
+
+fn interrupts_of_all_kinds_come(engine: EngineKind) {
+    let mut machine = machine(shape(engine, 2), &Collected::default());
+    load(&mut machine, include_bytes!("guests/interrupts.bin"));
+    for _ in 0..2 {
+        machine.resume();
+        assert_eq!(machine.wait(Some(PATIENCE)), Some(Event::Exit(7)));
+        machine.reset().unwrap();
+    }
+}
+
+/// The letters of the ticks.
+fn letters() -> String {
+    ('B'..).take(39).collect()
+}
+
+fn a_guest_goes_on_after_a_pause(engine: EngineKind) {
+    let output = Collected::default();
+    let mut machine = machine(shape(engine, 1), &output);
+    load(&mut machine, include_bytes!("guests/ticks.bin"));
+    for _ in 0..20 {
+        machine.resume();
+        std::thread::sleep(Duration::from_millis(5));
+        machine.pause();
+        let ticks = output.text().len();
+        // A timer that does not stand would have expired once or more.
+        std::thread::sleep(Duration::from_millis(12));
+        assert_eq!(output.text().len(), ticks);
+    }
+    machine.resume();
+    assert_eq!(machine.wait(Some(PATIENCE)), Some(Event::Exit(7)));
+    assert_eq!(output.text(), letters());
+}
+
+/// Lets the guest of ticks run, and saves it each time that it has printed four letters more, to go
+/// on under the next engine.
+fn moves_between(engines: &[EngineKind]) {
+    if let Err(problem) = any_kvm() {
+        eprintln!("skipped: {problem}");
+        return;
+    }
+    let output = Collected::default();
+    // A TSC of a frequency, and a CPU, that KVM can give: then all can.
+    let khz = ::kvm::Host::open().unwrap().tsc_khz(1_000_000).unwrap();
+    let first = machine(shape(Kvm, 1), &output);
+    let cpu = first.save().unwrap().cpu().unwrap();
+    drop(first);
+    let under = |engine| {
+        let shape = config::Machine {
+            cpu,
+            tsc_khz: Some(khz),
+            ..shape(engine, 1)
+        };
+        machine(shape, &output)
+    };
+    let mut here = under(engines[0]);
+    load(&mut here, include_bytes!("guests/ticks.bin"));
+    for (moves, engine) in (1..).zip(&engines[1..]) {
+        here.resume();
+        let start = Instant::now();
+        while output.text().len() < 4 * moves {
+            assert_eq!(here.wait(Some(Duration::from_millis(1))), None);
+            assert!(start.elapsed() < PATIENCE, "{}", output.text());
+        }
+        here.pause();
+        let saved = here.save().unwrap();
+        here = under(*engine);
+        here.restore(&saved).unwrap();
+    }
+    here.resume();
+    assert_eq!(here.wait(Some(PATIENCE)), Some(Event::Exit(7)));
+    assert_eq!(output.text(), letters());
+}
+
+#[test]
+fn a_guest_moves_between_kvm_and_the_translator() {
+    moves_between(&[Kvm, Translator, Kvm, Kvm, Translator]);
+}
+
+#[test]
+fn a_guest_moves_between_kvm_and_the_interpreter() {
+    moves_between(&[Interpreter, Kvm, Interpreter, Kvm]);
+}
+
+#[test]
+fn a_guest_moves_between_all_engines() {
+    moves_between(&[Translator, Kvm, Interpreter, Translator, Interpreter, Kvm]);
+}
