@@ -196,3 +196,23 @@ fn memtest86_32_bit_passes_its_first_tests() {
 fn memtest86_32_bit_passes_its_first_tests_in_the_interpreter() {
     memtest_passes_its_first_tests(Interpreter, "memtest86+ia32.bin", "32");
 }
+
+fn memtest_starts_under_kvm(file: &str, entry: &str) {
+    match machine::kvm_speed() {
+        Ok(speed) if speed.is_hardware() => {}
+        Ok(_) => return eprintln!("skipped: this host's KVM emulates, and has no FWAIT"),
+        Err(problem) => return eprintln!("skipped: {problem}"),
+    }
+    let text = memtest(EngineKind::Kvm, file, entry, &["Memtest86+", "#0 "]);
+    assert!(text.contains("2 Cores 2 Threads"), "{text}");
+}
+
+#[test]
+fn memtest86_64_bit_starts_under_kvm() {
+    memtest_starts_under_kvm("memtest86+x64.bin", "64");
+}
+
+#[test]
+fn memtest86_32_bit_starts_under_kvm() {
+    memtest_starts_under_kvm("memtest86+ia32.bin", "32");
+}

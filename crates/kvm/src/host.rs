@@ -57,6 +57,18 @@ pub enum HostError {
         /// The name of its group.
         group: String,
     },
+    /// Not even members of its group may open it.
+    #[error(
+        "no permission to use {device}, which is its owner's alone, not its group's ('{group}'): \
+         have it opened to a group (chgrp kvm {device}; chmod 660 {device}), or use --engine \
+         translator"
+    )]
+    OwnersOnly {
+        /// The device node.
+        device: String,
+        /// The name of its group.
+        group: String,
+    },
     /// The device node can't be opened for another reason.
     #[error("can't open {0}: {1}")]
     Open(String, #[source] io::Error),
@@ -142,10 +154,7 @@ impl Host {
                 let error = io::Error::from(error);
                 return Err(match error.kind() {
                     io::ErrorKind::NotFound => HostError::NoDevice(name()),
-                    io::ErrorKind::PermissionDenied => HostError::NoPermission {
-                        device: name(),
-                        group: group_of(device),
-                    },
+                    io::ErrorKind::PermissionDenied => no_permission(device),
                     _ if error.raw_os_error() == Some(libc::ENXIO)
                         || error.raw_os_error() == Some(libc::ENODEV) =>
                     {
@@ -237,13 +246,19 @@ fn owned(descriptor: std::os::fd::RawFd) -> kvm_ioctls::Kvm {
     unsafe { kvm_ioctls::Kvm::from_raw_fd(descriptor) }
 }
 
-/// The name of the group that `device` belongs to, or its number.
-fn group_of(device: &Path) -> String {
-    let Ok(metadata) = std::fs::metadata(device) else {
-        return "kvm".to_owned();
-    };
+/// Who may open `device`, as far as that can be told.
+fn no_permission(device: &Path) -> HostError {
+    let metadata = std::fs::metadata(device);
     let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
-    group_name(&groups, metadata.gid())
+    let (id, mode) = metadata.map_or((0, 0), |m| (m.gid(), m.mode()));
+    let group = group_name(&groups, id);
+    let device = device.display().to_string();
+    // Read and write for the group.
+    if mode & 0o060 == 0o060 {
+        HostError::NoPermission { device, group }
+    } else {
+        HostError::OwnersOnly { device, group }
+    }
 }
 
 /// The name of group `id` in the text of group(5), or the number itself.
@@ -268,6 +283,20 @@ mod tests {
         // It opens, but does not know the ioctl.
         let error = Host::open_at(Path::new("/dev/null")).unwrap_err();
         assert!(matches!(error, HostError::Version { .. }), "{error}");
+    }
+
+    #[test]
+    fn who_may_open_a_device_is_told() {
+        use std::os::unix::fs::PermissionsExt;
+        let device = std::env::temp_dir().join(format!("kvm-{}", std::process::id()));
+        std::fs::write(&device, []).unwrap();
+        for (mode, mend) in [(0o660, "usermod -aG"), (0o600, "chmod 660")] {
+            let permissions = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(&device, permissions).unwrap();
+            let text = no_permission(&device).to_string();
+            assert!(text.contains(mend) && text.lines().count() == 1, "{text}");
+        }
+        std::fs::remove_file(&device).unwrap();
     }
 
     #[test]

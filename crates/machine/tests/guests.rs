@@ -80,6 +80,29 @@ fn interrupts_of_all_kinds_come(engine: EngineKind) {
     }
 }
 
+/// FWAIT is what the kernel's emulator has not.
+#[test]
+fn a_kvm_that_gives_up_says_where_and_what_would_do() {
+    let Ok(speed) = machine::kvm_speed() else {
+        return eprintln!("skipped: no KVM");
+    };
+    let mut machine = machine(shape(Kvm, 1), &Collected::default());
+    // fwait; mov al, 7; out 0xf4, al; hlt
+    load(&mut machine, &[0x9b, 0xb0, 0x07, 0xe6, 0xf4, 0xf4]);
+    machine.resume();
+    match machine.wait(Some(PATIENCE)) {
+        Some(Event::Failed { vcpu, text }) if !speed.is_hardware() => {
+            assert_eq!(vcpu, Some(0));
+            assert!(
+                text.contains("0x100000, instruction bytes 9b b0 07"),
+                "{text}"
+            );
+            assert!(text.ends_with("try --engine translator"), "{text}");
+        }
+        event => assert_eq!(event, Some(Event::Exit(7))),
+    }
+}
+
 /// The letters of the ticks.
 fn letters() -> String {
     ('B'..).take(39).collect()
