@@ -290,3 +290,6 @@ impl Engine for Kvm {
         self.shared.vcpus[index].mailbox.post(KICK);
     }
 }
+
+#[cfg(test)]
+mod tests;
