@@ -352,3 +352,91 @@ impl Gate {
         Closed(self, turn)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Recorder, VmRecorder};
+    use std::time::Duration;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn moment(machine: u64, scaled: u64, kvmclock: u64) -> Moment {
+        Moment {
+            machine,
+            scaled,
+            kvmclock,
+        }
+    }
+
+    #[test]
+    fn drift_is_that_of_the_time_in_which_the_guest_ran() {
+        // 2 GHz; the guest's counter gains a tick in a thousand, kvmclock loses a millionth.
+        let start = moment(SECOND, 500, SECOND);
+        let later = moment(5 * SECOND, 500 + 8_008_000_000, 5 * SECOND - 4_000);
+        assert_eq!(
+            start.drift(&later, 5 * SECOND, 2_000_000),
+            (8_000_000, -4_000)
+        );
+        // It stood for three of the four seconds.
+        assert_eq!(
+            start.drift(&later, 2 * SECOND, 2_000_000),
+            (2_000_000, -1_000)
+        );
+        assert_eq!(start.drift(&start, SECOND, 2_000_000), (0, 0));
+    }
+
+    #[test]
+    fn messages_wait_while_the_gate_is_closed() {
+        let gate = Arc::new(Gate::default());
+        let closed = gate.close();
+        let passed = Arc::new(AtomicBool::new(false));
+        let sender = {
+            let (gate, passed) = (gate.clone(), passed.clone());
+            std::thread::spawn(move || gate.pass(|| passed.store(true, Ordering::SeqCst)))
+        };
+        std::thread::sleep(Duration::from_millis(5));
+        assert!(!passed.load(Ordering::SeqCst));
+        drop(closed);
+        sender.join().unwrap();
+        assert!(passed.load(Ordering::SeqCst));
+        assert_eq!(gate.pass(|| 7), 7);
+    }
+
+    #[test]
+    fn the_guests_counter_and_timer_stand_with_the_clock() {
+        let kernel = Arc::new(Recorder::new());
+        kernel.put_msr(msr::IA32_TSC, 1_000);
+        kernel.put_msr(msr::IA32_TSC_DEADLINE, 0);
+        let calls: Arc<dyn VcpuCalls> = kernel.clone();
+        let mut apic = ApicState::after_reset(0);
+        apic.lvt[0] = 0x2_0030;
+        apic.divide = 0b1011;
+        (apic.initial_count, apic.timer_deadline) = (5_000, Some(4_000));
+        let mut page = calls.lapic().unwrap();
+        apic::write(&mut page, &apic);
+        calls.set_lapic(&page).unwrap();
+        let vcpu = Timed::new(calls.clone(), 7_000, &apic);
+        let clock = Clock::manual();
+        let vm = Arc::new(VmRecorder::new());
+        let time = GuestTime::new(clock.clone(), 1_000_000, vm, vec![vcpu]);
+        clock.advance(1_000);
+        time.begin().unwrap();
+        // 8000 is to be seen at machine time 1000, when the host's counter is 1000.
+        assert_eq!(calls.tsc_offset().unwrap(), 7_000);
+        assert_eq!(apic::time_left(&calls.lapic().unwrap()), Some(3_000));
+        clock.pause();
+        time.leave(0);
+        clock.advance(SECOND);
+        assert_eq!(time.of(0).deadline, Some(4_000));
+        clock.resume();
+        // The host's counter has gone on meanwhile.
+        kernel.put_msr(msr::IA32_TSC, 7_000 + 1_000_000);
+        time.begin().unwrap();
+        assert_eq!(
+            calls.tsc_offset().unwrap(),
+            8_000_u64.wrapping_sub(1_000_000)
+        );
+        assert_eq!(apic::time_left(&calls.lapic().unwrap()), Some(3_000));
+    }
+}

@@ -1,5 +1,5 @@
 //! What it costs a guest to reach a device, under every engine of the host: the round trip from the
-//! instruction to the device and back, less that of a loop without. `cargo bench -p machine`.
+//! instruction to the device and back, less that of a loop without. `cargo run --release -p machine --example exits`.
 #![expect(clippy::print_stdout, reason = "its output is the point")]
 
 #[path = "../tests/pvh/mod.rs"]
