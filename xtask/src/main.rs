@@ -4,7 +4,8 @@
 //! - `layers`, `conventions`: two parts of it, on their own;
 //! - `long`: the tests that take too long, or need too much, for every change;
 //! - `fuzz`: hostile bytes against every parser, device and engine, for any time;
-//! - `compare`: Doppel beside other emulators, in one run.
+//! - `compare`: Doppel beside other emulators, in one run;
+//! - `exits`: what an access to a device, a start and the monitor itself cost, by engine.
 #![forbid(unsafe_code)]
 #![expect(
     clippy::print_stdout,
@@ -14,6 +15,7 @@
 mod check;
 mod compare;
 mod conventions;
+mod exits;
 mod fuzz;
 mod host;
 mod layers;
@@ -41,6 +43,8 @@ enum Xtask {
     Fuzz(fuzz::Args),
     /// Measure Doppel beside other emulators and write docs/comparison.{md,svg,json}
     Compare(compare::Args),
+    /// Measure accesses to devices, start-up and memory under each engine, and write docs/exits.md
+    Exits(exits::Args),
 }
 
 fn main() -> ExitCode {
@@ -61,6 +65,7 @@ fn run(command: Xtask) -> Result<()> {
         Xtask::Long(args) => long::run(&args),
         Xtask::Fuzz(args) => fuzz::run(&args),
         Xtask::Compare(args) => compare::run(&args),
+        Xtask::Exits(args) => exits::run(&args),
     }
 }
 

@@ -76,6 +76,6 @@ impl Peer for Doppel {
 }
 
 /// The program that `install` builds.
-fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     workspace::target().join("dist/doppel")
 }

@@ -16,19 +16,19 @@
 mod bars;
 mod bochs;
 mod boot;
-mod doppel;
+pub(crate) mod doppel;
 mod line;
 mod measure;
 mod native;
 mod packages;
-mod peer;
+pub(crate) mod peer;
 mod plot;
-mod processes;
+pub(crate) mod processes;
 mod qemu;
 mod results;
 mod runner;
-mod setting;
-mod table;
+pub(crate) mod setting;
+pub(crate) mod table;
 mod userland;
 mod workload;
 mod workloads;
@@ -188,7 +188,7 @@ fn write(directory: &Path, results: &Results) -> Result<()> {
 }
 
 /// The command line that was given, to be repeated by a reader. Paths of this host stay out.
-fn command_words() -> String {
+pub(crate) fn command_words() -> String {
     let words = std::env::args().skip(1);
     let public = words.map(|word| {
         if word.contains('/') {

@@ -29,8 +29,17 @@ impl Family {
     /// Resident memory in KiB; for Doppel, all beyond the guest's memory and translated code. What
     /// processes share counts once.
     pub(crate) fn memory_kib(self) -> u64 {
-        let smaps = |id| fs::read_to_string(format!("/proc/{id}/smaps")).unwrap_or_default();
-        self.members().keys().map(|id| own_kib(&smaps(id))).sum()
+        self.smaps().map(|smaps| own_kib(&smaps)).sum()
+    }
+
+    /// Resident translated code in KiB.
+    pub(crate) fn code_kib(self) -> u64 {
+        self.smaps().map(|smaps| code_kib(&smaps)).sum()
+    }
+
+    fn smaps(self) -> impl Iterator<Item = String> {
+        let read = |id| fs::read_to_string(format!("/proc/{id}/smaps")).unwrap_or_default();
+        self.members().into_keys().map(read)
     }
 
     /// Ends it.
@@ -118,16 +127,25 @@ fn mappings(smaps: &str) -> Vec<Mapping<'_>> {
     found
 }
 
-/// What a process has in its mappings, in KiB, but for the guest's memory and translated code: that
-/// is shared memory without a name which is mapped to be executed, and mapped again to be written.
+/// What a process has in its mappings, in KiB, but for the guest's memory and translated code.
 fn own_kib(smaps: &str) -> u64 {
-    let all = mappings(smaps);
-    let is_nameless = |m: &Mapping<'_>| m.path == "/dev/zero";
-    let code = all.iter().filter(|m| m.executable && is_nameless(m));
+    let all = mappings(smaps).into_iter();
+    let all: u64 = all
+        .filter(|m| m.path != GUEST_MEMORY)
+        .map(|m| m.pss_kib)
+        .sum();
+    all - code_kib(smaps)
+}
+
+/// Translated code in the mappings of a process, in KiB: that is shared memory without a name which
+/// is mapped to be executed, and mapped again to be written.
+fn code_kib(smaps: &str) -> u64 {
+    let nameless = mappings(smaps).into_iter();
+    let nameless: Vec<_> = nameless.filter(|m| m.path == "/dev/zero").collect();
+    let code = nameless.iter().filter(|m| m.executable);
     let code: BTreeSet<_> = code.map(|m| m.inode).collect();
-    let is_code = |m: &Mapping<'_>| is_nameless(m) && code.contains(m.inode);
-    let own = all.iter().filter(|m| m.path != GUEST_MEMORY && !is_code(m));
-    own.map(|m| m.pss_kib).sum()
+    let code = nameless.iter().filter(|m| code.contains(m.inode));
+    code.map(|m| m.pss_kib).sum()
 }
 
 #[cfg(test)]
@@ -173,5 +191,6 @@ Pss:                 100 kB
 Pss:                  70 kB
 ";
         assert_eq!(own_kib(smaps), 113);
+        assert_eq!(code_kib(smaps), 140);
     }
 }
