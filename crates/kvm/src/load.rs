@@ -31,6 +31,11 @@ pub(crate) fn settled(state: &VcpuState, identity: &Identity) -> VcpuState {
     {
         state.start_up(vector);
     }
+    // What is about to be delivered ends a halt; the kernel looks for what is only requested.
+    let is_due = state.events.interrupt.is_some() || state.events.exception.is_some();
+    if is_due && state.activity == Activity::Halted {
+        state.activity = Activity::Running;
+    }
     pending::apply_payload(&mut state);
     state
 }

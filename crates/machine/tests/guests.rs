@@ -9,6 +9,7 @@ use machine::{Consoles, Event, Machine, Payload};
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use x86::Activity;
 
 /// How long a guest may take for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -68,6 +69,7 @@ on_every_engine! {
     any_kvm;
     interrupts_of_all_kinds_come,
     a_guest_goes_on_after_a_pause,
+    an_interrupt_that_was_acknowledged_is_delivered_after_a_restore,
 }
 
 fn interrupts_of_all_kinds_come(engine: EngineKind) {
@@ -78,6 +80,41 @@ fn interrupts_of_all_kinds_come(engine: EngineKind) {
         assert_eq!(machine.wait(Some(PATIENCE)), Some(Event::Exit(7)));
         machine.reset().unwrap();
     }
+}
+
+/// As the PIC's may be when a machine is saved: it has been asked for the vector, which is nowhere
+/// else.
+fn an_interrupt_that_was_acknowledged_is_delivered_after_a_restore(engine: EngineKind) {
+    const TICKS: u64 = 0x12_0000;
+    let output = Collected::default();
+    let mut machine = machine(shape(engine, 1), &output);
+    load(&mut machine, include_bytes!("guests/ticks.bin"));
+    // In a halt it takes interrupts.
+    let mut state = loop {
+        machine.resume();
+        std::thread::sleep(Duration::from_millis(1));
+        machine.pause();
+        let state = machine.with_vcpu(0, |vcpu| vcpu.state());
+        if state.activity == Activity::Halted && !output.text().is_empty() {
+            break state;
+        }
+    };
+    let before = machine.memory().load::<u32>(TICKS).unwrap();
+    // No other comes: the timer is masked, and has not expired.
+    state.apic.lvt[0] |= 1 << 16;
+    state.apic.irr = [0; 8];
+    state.events.interrupt = Some(0x30);
+    let taken = machine.with_vcpu(0, |vcpu| {
+        vcpu.set_state(&state).unwrap();
+        vcpu.state()
+    });
+    assert_eq!(taken.events.interrupt, Some(0x30));
+    machine.resume();
+    std::thread::sleep(Duration::from_millis(20));
+    machine.pause();
+    assert_eq!(machine.memory().load::<u32>(TICKS).unwrap(), before + 1);
+    let after = machine.with_vcpu(0, |vcpu| vcpu.state());
+    assert_eq!(after.events.interrupt, None);
 }
 
 /// FWAIT is what the kernel's emulator has not.
@@ -128,7 +165,7 @@ fn a_guest_goes_on_after_a_pause(engine: EngineKind) {
 
 /// Lets the guest of ticks run, and saves it each time that it has printed four letters more, to go
 /// on under the next engine.
-fn moves_between(engines: &[EngineKind]) {
+fn moves_between(engines: &[EngineKind], cpus: u32) {
     if let Err(problem) = any_kvm() {
         eprintln!("skipped: {problem}");
         return;
@@ -136,14 +173,14 @@ fn moves_between(engines: &[EngineKind]) {
     let output = Collected::default();
     // A TSC of a frequency, and a CPU, that KVM can give: then all can.
     let khz = ::kvm::Host::open().unwrap().tsc_khz(1_000_000).unwrap();
-    let first = machine(shape(Kvm, 1), &output);
+    let first = machine(shape(Kvm, cpus), &output);
     let cpu = first.save().unwrap().cpu().unwrap();
     drop(first);
     let under = |engine| {
         let shape = config::Machine {
             cpu,
             tsc_khz: Some(khz),
-            ..shape(engine, 1)
+            ..shape(engine, cpus)
         };
         machine(shape, &output)
     };
@@ -168,15 +205,16 @@ fn moves_between(engines: &[EngineKind]) {
 
 #[test]
 fn a_guest_moves_between_kvm_and_the_translator() {
-    moves_between(&[Kvm, Translator, Kvm, Kvm, Translator]);
+    moves_between(&[Kvm, Translator, Kvm, Kvm, Translator], 1);
 }
 
 #[test]
 fn a_guest_moves_between_kvm_and_the_interpreter() {
-    moves_between(&[Interpreter, Kvm, Interpreter, Kvm]);
+    moves_between(&[Interpreter, Kvm, Interpreter, Kvm], 1);
 }
 
 #[test]
 fn a_guest_moves_between_all_engines() {
-    moves_between(&[Translator, Kvm, Interpreter, Translator, Interpreter, Kvm]);
+    let engines = [Translator, Kvm, Interpreter, Translator, Interpreter, Kvm];
+    moves_between(&engines, 2);
 }
