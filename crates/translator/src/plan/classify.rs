@@ -168,6 +168,7 @@ impl Classifier {
         mode: Mode,
     ) -> Insn {
         let mut instruction = instruction;
+        let is_relative = instruction.is_ip_rel_memory_operand();
         plain_form(&mut instruction);
         if !mode.is_relocatable() && !mode.is_windowed() {
             absolute_form(&mut instruction, linear);
@@ -187,6 +188,11 @@ impl Classifier {
         let class = match instruction.flow_control() {
             FlowControl::Next => data_class(&instruction, memory, mode),
             _ => control_class(&instruction, mode),
+        };
+        // Executed as it is, it would speak of the host's RIP.
+        let class = match class {
+            Class::Copy if is_relative => Class::Callout,
+            class => class,
         };
         Insn {
             instruction,
@@ -277,7 +283,9 @@ fn plain_form(instruction: &mut Instruction) {
 /// Replaces an address relative to RIP in a segment with a base, as kernels have it for what
 /// belongs to a CPU, by the constant that it is.
 fn absolute_form(instruction: &mut Instruction, linear: u64) {
-    let is_based = matches!(instruction.memory_segment(), Register::FS | Register::GS);
+    // LEA has nothing to do with segments.
+    let is_based = matches!(instruction.memory_segment(), Register::FS | Register::GS)
+        && instruction.mnemonic() != Mnemonic::Lea;
     let address = linear.wrapping_add(instruction.memory_displacement64());
     if instruction.memory_base() == Register::RIP
         && is_based

@@ -1,7 +1,7 @@
 //! The bases of FS and GS, read and written without help.
 
 use crate::code::Code;
-use crate::guest::{End, Guest, PAGE, USER};
+use crate::guest::{End, Guest, KERNEL, PAGE, USER};
 use x86::Cr4;
 
 /// Guest-physical pages: the program, and two of data.
@@ -10,6 +10,8 @@ const DATA: [u64; 2] = [0x12_0000, 0x13_0000];
 /// Where the program is; the data follow it.
 const LINEAR: u64 = 0x40_0000;
 const ROUNDS: u32 = 1000;
+/// Where operands relative to RIP are as near to address 0 as to RIP.
+const TOP: u64 = 0xffff_ffff_8100_0000;
 
 /// Accesses before and behind a write of a base, which one check would serve if the base stayed.
 #[test]
@@ -62,5 +64,32 @@ fn what_follows_a_write_uses_the_new_base() {
             "translated code asks for: an instruction for the interpreter",
         );
         assert!(helped < 10, "{helped} callouts");
+    }
+}
+
+/// LEA leaves the segment's base out, also of an address relative to RIP.
+#[test]
+fn sdm_2_lea_has_no_segment() {
+    let mut guest = Guest::new(1);
+    let space = guest.space();
+    // lea r9d, gs:[rip + 10h]; lea rbx, fs:[rip + 10h]; lea rdi, gs:[rip - 20h]
+    let code = Code::new()
+        .raw(&[0x65, 0x44, 0x8d, 0x0d, 0x10, 0, 0, 0])
+        .raw(&[0x64, 0x48, 0x8d, 0x1d, 0x10, 0, 0, 0])
+        .raw(&[0x65, 0x48, 0x8d, 0x3d, 0xe0, 0xff, 0xff, 0xff])
+        .end(1);
+    guest.write(PROGRAM, &code.finish());
+    guest.map(space, LINEAR, PROGRAM, USER);
+    guest.map(space, TOP, PROGRAM, 0);
+    for (cpl, at) in [(0, KERNEL + PROGRAM), (0, TOP), (3, LINEAR)] {
+        guest.start(0, space, cpl, at);
+        guest.change(0, |state| {
+            state.segments[4].base = LINEAR + PAGE;
+            state.segments[5].base = KERNEL;
+        });
+        assert_eq!(guest.run(), End::Result(1));
+        let state = guest.state(0);
+        assert_eq!(state.gpr[9], (at + 0x18) & 0xffff_ffff);
+        assert_eq!((state.gpr[3], state.gpr[7]), (at + 0x20, at - 8));
     }
 }
