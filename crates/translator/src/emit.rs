@@ -17,7 +17,7 @@ mod window;
 use crate::asm::{Asm, EQUAL, Mem, NOT_EQUAL, RCX, Reg, Width};
 use crate::block::{BlockId, Exit, KeyHasher, NO_SITE, Site};
 use crate::context::{JUMP_CACHES, field};
-use crate::plan::{Class, Insn, Plan};
+use crate::plan::{Class, Insn, Plan, may_not_store};
 use crate::refill::Refills;
 use iced_x86::{Encoder, Instruction, OpKind, Register};
 use std::collections::HashMap;
@@ -358,7 +358,7 @@ impl<'a> Emitter<'a> {
             at: insn.at,
             size,
             write,
-            if_dirty: false,
+            if_dirty: write && may_not_store(&insn.instruction),
             alignment: memory::alignment(&insn.instruction),
             skew: 0,
             vectors: self.vectors_checked,

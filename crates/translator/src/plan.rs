@@ -4,7 +4,7 @@
 mod classify;
 mod groups;
 
-pub(crate) use classify::{Access, Class, Classifier, Strings, has_high_byte};
+pub(crate) use classify::{Access, Class, Classifier, Strings, has_high_byte, may_not_store};
 pub(crate) use groups::{Base, Group, Use};
 
 use crate::asm::{RCX, RSP, Reg};

@@ -251,6 +251,13 @@ fn works_on_vectors(instruction: &Instruction) -> bool {
     })
 }
 
+/// Whether `instruction`, which has an operand in memory, may raise a floating-point exception: what
+/// it would write is left as it is then.
+pub(crate) fn may_not_store(instruction: &Instruction) -> bool {
+    let is_x87 = instruction.cpuid_features().contains(&CpuidFeature::FPU);
+    is_x87 || instruction.mnemonic() == Mnemonic::Vcvtps2ph
+}
+
 /// Whether an operand is AH, CH, DH or BH.
 pub(crate) fn has_high_byte(instruction: &Instruction) -> bool {
     let high = [Register::AH, Register::CH, Register::DH, Register::BH];

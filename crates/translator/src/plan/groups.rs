@@ -5,7 +5,7 @@
 //! difference between host and guest addresses in a register for all. Constant changes of the
 //! base (PUSH, POP, ADD RSP, ...) do not end a group.
 
-use super::{Class, Insn, Plan, SCRATCH_MAX, has_high_byte};
+use super::{Class, Insn, Plan, SCRATCH_MAX, has_high_byte, may_not_store};
 use crate::asm::RSP;
 use crate::gs_pages::{GS_VIEWS, place};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
@@ -258,6 +258,9 @@ fn access(insn: &Insn, plan: &Plan) -> Option<(Base, i64, i64, bool)> {
                 _ => return None,
             };
             let disp = instruction.memory_displacement64() as i64;
+            if access.write && may_not_store(instruction) {
+                return None;
+            }
             let distance = i32::try_from(disp).ok()?;
             let size = u16::from(access.size);
             if base == Base::Gs && view < GS_VIEWS && place(distance, size).is_some() {

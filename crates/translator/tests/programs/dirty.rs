@@ -10,9 +10,14 @@ const RBX: u8 = 3;
 /// The page table entry's bit.
 const DIRTY: u64 = 1 << 6;
 
-/// Runs `body` a few times with RBX at a page whose first word is 7. Returns that word afterwards,
-/// and whether the page is dirty.
+/// Runs `body` twice with RBX at a page whose first word is 7, and the others 0. Returns that word
+/// afterwards, and whether the page is dirty.
 fn run(body: &[u8]) -> (u64, bool) {
+    run_to(End::Result(0), body)
+}
+
+/// As [`run`], if the program ends in another way.
+fn run_to(end: End, body: &[u8]) -> (u64, bool) {
     let mut guest = Guest::new(1);
     let space = guest.space();
     let (entry, _) = guest.map(space, LINEAR, DATA, 0);
@@ -22,7 +27,7 @@ fn run(body: &[u8]) -> (u64, bool) {
     let code = Code::new().set(RBX, LINEAR).raw(body).raw(body).end(0);
     guest.write(CODE, &code.finish());
     guest.start(0, space, 0, KERNEL + CODE);
-    assert_eq!(guest.run(), End::Result(0));
+    assert_eq!(guest.run(), end);
     (guest.read(DATA), guest.read(entry) & DIRTY != 0)
 }
 
@@ -54,4 +59,14 @@ fn a_stack_that_is_popped_from_and_pushed_to_is_dirty() {
     // mov rsp, rbx; pop rax; add rax, 1; push rax
     let body = [0x48, 0x89, 0xdc, 0x58, 0x48, 0x83, 0xc0, 1, 0x50];
     assert_eq!(run(&body), (9, true));
+}
+
+/// An exception that is pending is raised by the next instruction, before that does anything.
+#[test]
+fn what_an_x87_exception_comes_before_is_not() {
+    // fninit; fldcw [rbx + 16], which is 0; fldz; fldz; fdivp; fistp qword [rbx]
+    let body = [
+        0xdb, 0xe3, 0xd9, 0x6b, 16, 0xd9, 0xee, 0xd9, 0xee, 0xde, 0xf9, 0xdf, 0x3b,
+    ];
+    assert_eq!(run_to(End::Exception, &body), (7, false));
 }
