@@ -31,8 +31,9 @@ use device::{
 };
 use engine::{Access, Engine, Platform, Space};
 use memory::GuestMemory;
-use pci::{Bridge, ConfigPorts, Ecam, IoWindow, MemoryWindow, Root};
+use pci::{Bridge, ConfigPorts, Ecam, IoWindow, Root};
 use std::io::Write;
+use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 
@@ -86,6 +87,9 @@ pub(crate) struct Board {
     pic: Shared<Pic>,
     ioapic: Shared<IoApic>,
     pci: Arc<Root>,
+    /// Where the memory registers of PCI functions may lie. They are not on the bus: a device there
+    /// has one lock, and two functions are to be accessed at the same time.
+    bar_windows: [Range<u64>; 2],
     /// Every device, by its name in a saved state. Order matters on restore: interrupt
     /// controllers come after the devices whose lines they watch, so that their own state wins.
     devices: Vec<(&'static str, Shared<dyn Device>)>,
@@ -210,7 +214,7 @@ impl Board {
         builder.decode(&debug, &ports::DEBUG_CONSOLE_PORTS.map(|port| (port, 1)))?;
 
         let serial = serial_ports(&mut builder, clock, &timers, &line, consoles.serial)?;
-        let pci = pci_bus(&mut builder, layout, &line, msi, power)?;
+        let pci = pci_bus(&mut builder, &line, msi, power)?;
         let virtio = crate::virtio::add(&pci, memory, consoles.virtio)?;
 
         builder.ports("pic", &pic, &Pic::PORTS)?;
@@ -228,6 +232,7 @@ impl Board {
             pic,
             ioapic,
             pci,
+            bar_windows: [layout::BAR32_WINDOW, layout.bar64_window()],
             devices,
             trace,
         };
@@ -242,6 +247,12 @@ impl Board {
             memory64: layout.bar64_window(),
             io: io.start.into()..io.end.into(),
         })
+    }
+
+    fn is_in_bar_window(&self, address: u64) -> bool {
+        self.bar_windows
+            .iter()
+            .any(|window| window.contains(&address))
     }
 
     pub(crate) fn reset(&self) {
@@ -294,7 +305,6 @@ fn serial_ports(
 
 fn pci_bus(
     builder: &mut Builder,
-    layout: &Layout,
     line: &dyn Fn(u32) -> InterruptLine,
     msi: Msi,
     power: Arc<dyn PowerControl>,
@@ -307,13 +317,9 @@ fn pci_bus(
     builder.devices.push(("reset", reset.clone()));
     let ports = shared(ConfigPorts::new(root.clone(), reset));
     builder.ports("pci", &ports, &[(0xcf8, 8)])?;
-    let len = |range: &std::ops::Range<u64>| range.end - range.start;
+    let len = |range: &Range<u64>| range.end - range.start;
     let ecam = shared(Ecam::new(root.clone()));
     builder.memory(&ecam, layout::ECAM.start, len(&layout::ECAM))?;
-    for window in [layout::BAR32_WINDOW, layout.bar64_window()] {
-        let door = shared(MemoryWindow::new(root.clone(), window.start));
-        builder.memory(&door, window.start, len(&window))?;
-    }
     let io = layout::BAR_IO_WINDOW;
     builder.decode(
         &shared(IoWindow::new(root.clone())),
@@ -329,6 +335,13 @@ impl Platform for Board {
             (Space::Port, None) => self.ports.read(access.address as u16, width).into(),
             (Space::Port, Some(value)) => {
                 self.ports.write(access.address as u16, width, value as u32);
+                0
+            }
+            (Space::Memory, None) if self.is_in_bar_window(access.address) => {
+                self.pci.memory_read(access.address, width)
+            }
+            (Space::Memory, Some(value)) if self.is_in_bar_window(access.address) => {
+                self.pci.memory_write(access.address, width, value);
                 0
             }
             (Space::Memory, None) => self.mmio.read(access.address, width),

@@ -71,6 +71,11 @@ impl CodeMemory {
         start..start + CAPACITY
     }
 
+    /// Whether nothing was appended yet.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.used == 0
+    }
+
     /// Appends `code` and returns the address at which it runs, or `None` if there is no room.
     pub(crate) fn append(&mut self, code: &[u8]) -> Option<NonNull<c_void>> {
         let length = code.len().next_multiple_of(ALIGNMENT);

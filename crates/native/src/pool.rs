@@ -49,6 +49,24 @@ struct Pool {
     stubs: HashMap<Vec<u8>, &'static Stub>,
 }
 
+impl Pool {
+    /// Puts the way out of faults before the first stub. It is not there earlier: assembling
+    /// anything makes iced-x86 make tables of more than half a MiB.
+    fn put_fault_exit(&mut self) -> Result<(), Refusal> {
+        if !self.memory.is_empty() {
+            return Ok(());
+        }
+        let exit = fault_exit().map_err(|_| Refusal::NotAllowed)?;
+        let at = self.memory.append(&exit).map(|at| at.as_ptr() as usize);
+        assert_eq!(
+            at,
+            Some(self.memory.range().start),
+            "the fault exit is where the handler jumps to"
+        );
+        Ok(())
+    }
+}
+
 impl Native {
     /// The process's pool. The first call maps its memory and takes over SIGFPE, passing on
     /// to the previous handler all that stubs did not raise. Whoever replaces the handler
@@ -63,15 +81,8 @@ impl Native {
     }
 
     fn new() -> Result<Self, Error> {
-        let mut memory = CodeMemory::new().map_err(Error::Memory)?;
+        let memory = CodeMemory::new().map_err(Error::Memory)?;
         let stubs = memory.range();
-        let exit = fault_exit().map_err(|error| Error::Signal(error.to_string()))?;
-        let at = memory.append(&exit).map(|at| at.as_ptr() as usize);
-        assert_eq!(
-            at,
-            Some(stubs.start),
-            "the fault exit is where the handler jumps to"
-        );
         fault::install(stubs.clone()).map_err(|e: io::Error| Error::Signal(e.to_string()))?;
         Ok(Self {
             pool: Mutex::new(Pool {
@@ -115,6 +126,7 @@ impl Native {
         if let Some(stub) = pool.stubs.get(&key) {
             return Ok(stub);
         }
+        pool.put_fault_exit()?;
         let code = assemble(shape).map_err(|_| Refusal::NotAllowed)?;
         let entry = pool.memory.append(&code).ok_or(Refusal::Full)?;
         // Leaked on purpose: routines refer to it for ever, and there are finitely many.
