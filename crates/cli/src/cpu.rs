@@ -130,7 +130,8 @@ fn describe(models: &[CpuReport]) -> String {
             lower = level;
         }
     }
-    if let Some((_, Ok(common))) = engines.first() {
+    // The last one is in software: it has all of it, and a KVM that emulates may have less.
+    if let Some((_, Ok(common))) = engines.last() {
         text += &paragraph("common has, on this host,", *common);
     }
     let all = Feature::ALL.iter().copied().collect();
