@@ -37,6 +37,12 @@ impl Family {
         self.smaps().map(|smaps| code_kib(&smaps)).sum()
     }
 
+    /// What of [`Family::memory_kib`] is pages of files, such as the program: the host can drop
+    /// them, and processes that run the same program share them.
+    pub(crate) fn file_kib(self) -> u64 {
+        self.smaps().map(|smaps| file_kib(&smaps)).sum()
+    }
+
     fn smaps(self) -> impl Iterator<Item = String> {
         let read = |id| fs::read_to_string(format!("/proc/{id}/smaps")).unwrap_or_default();
         self.members().into_keys().map(read)
@@ -102,6 +108,8 @@ struct Mapping<'a> {
     executable: bool,
     inode: &'a str,
     path: &'a str,
+    /// Whether no directory has the file.
+    is_deleted: bool,
     pss_kib: u64,
 }
 
@@ -118,6 +126,7 @@ fn mappings(smaps: &str) -> Vec<Mapping<'_>> {
                     executable: permissions.contains('x'),
                     inode,
                     path: path.first().unwrap_or(&""),
+                    is_deleted: path.last() == Some(&"(deleted)"),
                     pss_kib: 0,
                 });
             }
@@ -146,6 +155,14 @@ fn code_kib(smaps: &str) -> u64 {
     let code: BTreeSet<_> = code.map(|m| m.inode).collect();
     let code = nameless.iter().filter(|m| code.contains(m.inode));
     code.map(|m| m.pss_kib).sum()
+}
+
+/// Pages of files in the mappings of a process, in KiB. Shared memory has no place in a directory,
+/// and the kernel says so.
+fn file_kib(smaps: &str) -> u64 {
+    let all = mappings(smaps).into_iter();
+    let files = all.filter(|m| m.path.starts_with('/') && !m.is_deleted);
+    files.map(|m| m.pss_kib).sum()
 }
 
 #[cfg(test)]
@@ -192,5 +209,6 @@ Pss:                  70 kB
 ";
         assert_eq!(own_kib(smaps), 113);
         assert_eq!(code_kib(smaps), 140);
+        assert_eq!(file_kib(smaps), 3);
     }
 }

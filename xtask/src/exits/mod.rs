@@ -100,6 +100,7 @@ fn measure(guest: &Guest<'_>, repetitions: u32) -> Result<Measured> {
         starts,
         nanos: run.rounds.map(|rounds| rounds.iter().map(nanos).collect()),
         own_kib: run.own_kib,
+        file_kib: run.file_kib,
         code_kib: run.code_kib,
     })
 }

@@ -28,6 +28,8 @@ pub(super) struct Measured {
     pub(super) nanos: [Vec<f64>; Kind::ALL.len()],
     /// The monitor's own memory, but for translated code, in KiB.
     pub(super) own_kib: u64,
+    /// What of it is pages of files, in KiB.
+    pub(super) file_kib: u64,
     /// Translated code in KiB.
     pub(super) code_kib: u64,
 }
@@ -57,16 +59,11 @@ impl Measured {
             .map(|start| start.as_secs_f64() * 1e3)
             .collect()
     }
+}
 
-    /// The monitor's own memory in MiB.
-    pub(super) fn own_mib(&self) -> f64 {
-        self.own_kib as f64 / 1024.0
-    }
-
-    /// Translated code in MiB.
-    pub(super) fn code_mib(&self) -> f64 {
-        self.code_kib as f64 / 1024.0
-    }
+/// MiB of so many KiB.
+pub(super) fn mib(kib: u64) -> f64 {
+    kib as f64 / 1024.0
 }
 
 /// The median of `values`, the least and the greatest; `None` of none.

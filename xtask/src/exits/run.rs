@@ -27,6 +27,8 @@ pub(super) struct Run {
     pub(super) rounds: [Vec<Duration>; Kind::ALL.len()],
     /// The monitor's own memory at the end: see [`Family::memory_kib`].
     pub(super) own_kib: u64,
+    /// What of it is pages of files: see [`Family::file_kib`].
+    pub(super) file_kib: u64,
     /// Its translated code.
     pub(super) code_kib: u64,
 }
@@ -100,6 +102,7 @@ impl Guest<'_> {
         Ok(Run {
             rounds: all,
             own_kib: family.memory_kib(),
+            file_kib: family.file_kib(),
             code_kib: family.code_kib(),
         })
     }

@@ -1,7 +1,7 @@
 //! The results as text, and as `docs/exits.md`.
 
 use super::guest::Kind;
-use super::results::{Measured, Results, spread};
+use super::results::{Measured, Results, mib, spread};
 use crate::compare::table::{aligned, markdown};
 use std::fmt::Write;
 
@@ -47,7 +47,8 @@ pub(super) fn document(results: &Results) -> String {
          brackets the shortest and the longest. A start is from the moment before the program is \
          executed until another process has read the first byte that the guest writes, with its \
          second instruction. Memory is what the monitor's processes have resident beyond the \
-         guest's memory, the program's own pages included, once the guest has made all of these \
+         guest's memory, pages of the program's and the libraries' files included, which all monitors \
+         on a host share, once the guest has made all of these \
          accesses and halts; what engines have translated or decoded grows with the guest's code, \
          of which there is little here (`cargo xtask compare` boots Linux). What the host's kernel \
          keeps for a virtual machine is in no process.\n\n{}",
@@ -76,8 +77,9 @@ pub(super) fn document(results: &Results) -> String {
 /// What stands behind the numbers.
 const PATH: &str = "\
 Every access goes from the engine as plain data to the board (`machine::board`), which finds the \
-device in a table that never changes, and on under the device's own lock, which nobody else wants \
-meanwhile: one atomic exchange. No access allocates: a test of `machine` (`tests/exits`) runs this \
+device in a table that never changes, or a PCI function in one that changes with its registers and \
+has a lock that readers share, and on under the device's own lock. Nobody else wants either \
+meanwhile, so they cost an atomic instruction each and never a system call. No access allocates: a test of `machine` (`tests/exits`) runs this \
 guest under each engine with an allocator that counts.
 
 The doorbell is the notification of a virtio queue in service. Under KVM it leaves the guest like \
@@ -155,14 +157,17 @@ fn bars(results: &Results) -> Rows {
             "monitor's own memory (MiB)",
             format!("≤ {OWN_MIB_MAX}"),
             &|measured| {
-                let mib = measured.own_mib();
-                format!("{mib:.2}, {}", verdict(mib, OWN_MIB_MAX))
+                let own = mib(measured.own_kib);
+                format!("{own:.2}, {}", verdict(own, OWN_MIB_MAX))
             },
         ),
+        row("of it, pages of files (MiB)", String::new(), &|measured| {
+            format!("{:.2}", mib(measured.file_kib))
+        }),
         row(
             "translated code beside it (MiB)",
             String::new(),
-            &|measured| format!("{:.2}", measured.code_mib()),
+            &|measured| format!("{:.2}", mib(measured.code_kib)),
         ),
     ]
 }
@@ -190,6 +195,7 @@ mod tests {
             starts: [30, 10, 21].map(Duration::from_millis).to_vec(),
             nanos: [1.234, 12.34, 123.4, 1234.0, 5.0, 6.0].map(|ns| vec![ns, ns / 2.0, ns]),
             own_kib: 4608,
+            file_kib: 2048,
             code_kib: 512,
         };
         let engine = |name: &str, outcome| Engine {
@@ -221,7 +227,7 @@ mod tests {
         let rows = bars(&sample());
         assert_eq!(rows[1][2], "21.0 [10.0, 30.0], missed");
         assert_eq!(rows[2][2], "4.50, met");
-        assert_eq!(rows[3][2], "0.50");
+        assert_eq!((&*rows[3][2], &*rows[4][2]), ("2.00", "0.50"));
     }
 
     #[test]
