@@ -29,12 +29,13 @@ use std::time::Duration;
 
 /// The guest's memory.
 const MEMORY_MIB: u32 = 128;
-/// Accesses of a round that tells how many there must be in one that is measured.
-const TRIAL_ACCESSES: u32 = 100 * UNROLLED;
 /// How long a round takes, about: a mark's way through a pipe is nothing against it.
-const ROUND: Duration = Duration::from_millis(25);
-/// The most accesses of a round.
-const ACCESSES_MAX: u32 = 1 << 24;
+const ROUND: Duration = Duration::from_millis(20);
+/// Rounds of each kind by which is found how many accesses take that time.
+const TRIAL_ROUNDS: u32 = 3;
+/// The least and the most loops of a round.
+const LOOPS_MIN: u32 = 20;
+const LOOPS_MAX: u32 = 1 << 23;
 
 /// Options of `cargo xtask exits`.
 #[derive(Debug, clap::Args)]
@@ -93,27 +94,49 @@ fn measure(guest: &Guest<'_>, repetitions: u32) -> Result<Measured> {
     for _ in 0..repetitions {
         starts.push(guest.start()?);
     }
-    let accesses = accesses(&guest.accesses(TRIAL_ACCESSES, 3)?.rounds);
-    let run = guest.accesses(accesses, repetitions)?;
-    let nanos = |round: &Duration| round.as_secs_f64() * 1e9 / f64::from(accesses);
+    let loops = loops(guest)?;
+    let run = guest.accesses(loops, repetitions)?;
+    let nanos = |kind: Kind| {
+        let accesses = f64::from(loops[kind as usize] * UNROLLED);
+        let rounds = run.rounds[kind as usize].iter();
+        rounds
+            .map(|round| round.as_secs_f64() * 1e9 / accesses)
+            .collect()
+    };
     Ok(Measured {
         starts,
-        nanos: run.rounds.map(|rounds| rounds.iter().map(nanos).collect()),
+        nanos: Kind::ALL.map(nanos),
         own_kib: run.own_kib,
         file_kib: run.file_kib,
         code_kib: run.code_kib,
     })
 }
 
-/// How many accesses make a round of the slowest kind about as long as [`ROUND`], given the rounds
-/// of a trial.
-fn accesses(trial: &[Vec<Duration>; Kind::ALL.len()]) -> u32 {
-    let best = trial.iter().filter_map(|rounds| rounds.iter().min());
-    let slowest = best.max().copied().unwrap_or_default();
-    let factor = ROUND.as_secs_f64() / slowest.as_secs_f64().max(1e-6);
-    let accesses = f64::from(TRIAL_ACCESSES) * factor;
-    let loops = accesses.min(ACCESSES_MAX.into()) as u32 / UNROLLED;
-    loops.max(1) * UNROLLED
+/// How many loops of each kind take about as long as [`ROUND`]: more are tried until they take time.
+fn loops(guest: &Guest<'_>) -> Result<[u32; Kind::ALL.len()]> {
+    let mut loops = [LOOPS_MIN; Kind::ALL.len()];
+    loop {
+        let trial = guest.accesses(loops, TRIAL_ROUNDS)?;
+        let next = Kind::ALL.map(|kind| {
+            let took = trial.rounds[kind as usize].iter().sum();
+            next_loops(loops[kind as usize], took)
+        });
+        loops = next.map(|(loops, _)| loops);
+        if next.iter().all(|(_, is_enough)| *is_enough) {
+            return Ok(loops);
+        }
+    }
+}
+
+/// What to try after [`TRIAL_ROUNDS`] of `loops`, which `took` so long, and whether it will do.
+fn next_loops(loops: u32, took: Duration) -> (u32, bool) {
+    if took < ROUND && loops < LOOPS_MAX {
+        // Too short to tell more than that.
+        return ((loops * 8).min(LOOPS_MAX), false);
+    }
+    let wanted = ROUND.as_secs_f64() * f64::from(TRIAL_ROUNDS) / took.as_secs_f64().max(1e-6);
+    let wanted = f64::from(loops) * wanted;
+    (wanted.clamp(1.0, LOOPS_MAX.into()) as u32, true)
 }
 
 /// The engines that `program` has, as it lists them: a head, a line for each, what `auto` takes.
@@ -146,16 +169,12 @@ mod tests {
     }
 
     #[test]
-    fn the_slowest_kind_takes_a_round() {
-        let trial = |slowest| {
-            let mut rounds: [Vec<Duration>; 6] = Default::default();
-            rounds.fill(vec![Duration::from_micros(3); 2]);
-            rounds[1] = vec![slowest * 2, slowest];
-            rounds
-        };
-        assert_eq!(accesses(&trial(ROUND)), TRIAL_ACCESSES);
-        assert_eq!(accesses(&trial(ROUND / 2)), 2 * TRIAL_ACCESSES);
-        assert_eq!(accesses(&trial(ROUND * 10_000)), UNROLLED);
-        assert_eq!(accesses(&trial(Duration::ZERO)) % UNROLLED, 0);
+    fn rounds_take_about_as_long_as_they_shall() {
+        let trial = TRIAL_ROUNDS * ROUND;
+        assert_eq!(next_loops(20, ROUND / 2), (160, false));
+        assert_eq!(next_loops(160, trial), (160, true));
+        assert_eq!(next_loops(160, trial / 2), (320, true));
+        assert_eq!(next_loops(160, trial * 1000), (1, true));
+        assert_eq!(next_loops(LOOPS_MAX, Duration::ZERO), (LOOPS_MAX, true));
     }
 }

@@ -81,9 +81,9 @@ impl Guest<'_> {
         Ok(begin.elapsed())
     }
 
-    /// `rounds` rounds of `accesses` of each kind.
-    pub(super) fn accesses(&self, accesses: u32, rounds: u32) -> Result<Run> {
-        let mut command = self.command(&guest::kernel(accesses, rounds))?;
+    /// `rounds` rounds of each kind, of so many loops: see [`guest::kernel`].
+    pub(super) fn accesses(&self, loops: [u32; Kind::ALL.len()], rounds: u32) -> Result<Run> {
+        let mut command = self.command(&guest::kernel(loops, rounds))?;
         let mut running = spawn(&mut command)?;
         running.first_mark()?;
         let mut all: [Vec<Duration>; Kind::ALL.len()] = Default::default();

@@ -34,10 +34,11 @@ pub(super) fn document(results: &Results) -> String {
     let _ = writeln!(
         text,
         "## Accesses\n\nNanoseconds from one access to the next, by the host's clock: the median \
-         of {} rounds of some 25 ms for the slowest kind, in brackets the best. The first row is \
+         of {} rounds of about {} ms, in brackets the best. The first row is \
          the same loop with an instruction that leaves the guest's CPU alone: what its engine \
          takes for an instruction.\n\n{}",
         results.repetitions,
+        super::ROUND.as_millis(),
         markdown(&accesses(results))
     );
     text += PATH;

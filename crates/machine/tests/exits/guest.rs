@@ -78,16 +78,17 @@ const IO_APIC: u32 = 0xfec0_0000;
 /// Memory that nobody uses: the virtio queue's rings.
 const RINGS: u32 = 0x80_0000;
 
-/// A kernel that makes `rounds` rounds of `accesses`, a multiple of [`UNROLLED`], of each kind.
-pub(crate) fn kernel(accesses: u32, rounds: u32) -> Vec<u8> {
-    assert!(accesses > 0 && accesses.is_multiple_of(UNROLLED) && rounds > 0);
+/// A kernel that makes `rounds` rounds of each kind, of so many times [`UNROLLED`] accesses as
+/// `loops` has for it.
+pub(crate) fn kernel(loops: [u32; Kind::ALL.len()], rounds: u32) -> Vec<u8> {
+    assert!(!loops.contains(&0) && rounds > 0);
     let mut code = Code::default();
     code.mark(mark::START);
     code.start_virtio();
     // mov esi, IO_APIC
     code.bytes(&[0xbe]).bytes(&IO_APIC.to_le_bytes());
-    for kind in Kind::ALL {
-        code.rounds(kind, accesses / UNROLLED, rounds);
+    for (kind, loops) in Kind::ALL.into_iter().zip(loops) {
+        code.rounds(kind, loops, rounds);
     }
     code.mark(mark::END);
     code.halt();

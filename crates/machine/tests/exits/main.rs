@@ -15,7 +15,7 @@ mod engines;
 mod guest;
 
 use config::EngineKind;
-use guest::{Kind, UNROLLED, mark};
+use guest::{Kind, mark};
 use machine::{Consoles, Machine, Payload};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -65,8 +65,8 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// Accesses in a round: enough that an allocation in a thousand of them would be seen.
-const ACCESSES: u32 = 128 * UNROLLED;
+/// A round's length, in 16 accesses: an allocation in two thousand accesses would be seen.
+const LOOPS: u32 = 128;
 const ROUNDS: u32 = 5;
 /// As many marks of a kind come before all of its code is decoded and translated: the way back to a
 /// round's beginning is taken after the first.
@@ -123,7 +123,7 @@ fn no_access_allocates(engine: EngineKind) {
     };
     let mut machine = Machine::new(shape, consoles, None).unwrap();
     let payload = Payload {
-        kernel: Arc::new(guest::kernel(ACCESSES, ROUNDS)),
+        kernel: Arc::new(guest::kernel([LOOPS; Kind::ALL.len()], ROUNDS)),
         ..Payload::default()
     };
     machine.load(payload).unwrap();
