@@ -2,7 +2,7 @@
 //!
 //! The vector is asked of the PIC when the guest can take it, and given to the kernel by
 //! `KVM_INTERRUPT`. From then on it is the kernel's to deliver, but it keeps the vector in a place
-//! that no ioctl shows until the guest is next entered. [`External::settle`] makes it leave that
+//! that no ioctl shows until the guest is next entered. `KvmVcpu::settle` makes it leave that
 //! place before anybody asks for the vCPU's state.
 
 use crate::calls::VcpuCalls;
