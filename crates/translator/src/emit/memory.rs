@@ -518,7 +518,7 @@ impl Emitter<'_> {
         let mnemonic = insn.instruction.mnemonic();
         match insn.class {
             Class::Nothing => true,
-            // Nothing that divides, or works on vectors, may raise what it likes.
+            // What can raise nothing: no division, nothing that works on vectors.
             Class::Copy if insn.uses & 1 << RSP == 0 => matches!(
                 mnemonic,
                 M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Lea | M::Test | M::Cmp | M::Xor
